@@ -1,0 +1,60 @@
+# anomaly_vae: every job a person or a build server runs. `make help` lists them.
+
+PYTHON      ?= python3
+# Name a wheel index for torch, for example the CPU-only or a CUDA index from PyTorch's install page; empty: pip's own choice.
+TORCH_INDEX ?=
+# Folder of ADBench .npz tables for `make bench`; empty: the parts that need them say that they are skipped.
+DATA        ?=
+PYTEST_ARGS ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.installed
+PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+# Waiting threads sleep instead of spinning: on a busy machine small matrix products are many times faster so.
+export OMP_WAIT_POLICY = PASSIVE
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.DEFAULT_GOAL := help
+.PHONY: help install venv demo test lint slow bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: install ## the same as install
+install: $(READY) ## create .venv with the pinned dependencies and this package, editable
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python must be 3.11 to 3.13, got %d.%d. Name one: make PYTHON=python3.12" % v)'
+	@echo "installing into $(VENV) (pinned by constraints.txt; the first time takes some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "installed: $$($(BIN)/python -c 'import torch; print("torch", torch.__version__)')"
+
+demo: $(READY) ## train, register, batch-score, serve and explain on a real table (about a minute)
+	@$(BIN)/python pipelines/demo.py
+
+test: $(READY) ## the tests that belong before every commit
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+slow: $(READY) ## the statistical and long-running tests
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(READY) ## style, types and the layering of the rooms
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY) ## speed, memory and accuracy beside peers; DATA=folder of ADBench tables
+	@$(BIN)/python pipelines/bench.py $(if $(DATA),--data $(DATA))
+
+docs: $(READY) ## run every example of README and docs/, and the docstrings' examples
+	@$(BIN)/python -m pytest tests/test_readme.py $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --doctest-modules anomaly_vae $(PYTEST_ARGS)
+
+clean: ## remove .venv, caches and builds; tracked runs under mlruns/ stay
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""anomaly_vae: one learned density of a table, used to flag what is improbable and to say why.
+
+Names are loaded on first use, so `import anomaly_vae` is instant.
+
+Example:
+    >>> import anomaly_vae
+    >>> anomaly_vae.TrainConfig(latent=4).latent
+    4
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.schema import Column, Schema
+    from .detection.detector import Detector
+    from .errors import AnomalyVaeError
+    from .estimator import AnomalyDetector, fit_detector
+    from .options import ScoreConfig, TrainConfig
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AnomalyDetector": "estimator",
+    "AnomalyVaeError": "errors",
+    "Column": "data.schema",
+    "Detector": "detection.detector",
+    "Schema": "data.schema",
+    "ScoreConfig": "options",
+    "TrainConfig": "options",
+    "fit_detector": "estimator",
+}
+
+__all__ = [
+    "AnomalyDetector",
+    "AnomalyVaeError",
+    "Column",
+    "Detector",
+    "Schema",
+    "ScoreConfig",
+    "TrainConfig",
+    "fit_detector",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,522 @@
+"""The `anomaly-vae` command: one verb a command, no logic.
+
+What costs seconds to import (torch, pandas, mlflow) is imported inside the verbs, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning
+from .options import ScoreConfig, TrainConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .evaluation.metrics import Ranking, Rate
+    from .serving.tracking import Registered
+
+DONE, UNEXPECTED, CALLERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+MAX_WARNINGS = 10
+EXPLAINED_COLUMNS = 8
+
+
+class _Verbs(click.Group):
+    """Turns what goes wrong into one line and an exit code."""
+
+    stack_wanted = False
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line and leave with its exit code, also when called from Python."""
+        kwargs["standalone_mode"] = False
+        with warnings.catch_warnings():
+            _tidy_warnings()
+            sys.exit(self._run(*args, **kwargs))
+
+    def _run(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            code = super().main(*args, **kwargs)
+            return code if isinstance(code, int) else DONE
+        except click.ClickException as error:
+            error.show()
+            return CALLERS_MISTAKE
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Interrupted.", err=True)
+            return INTERRUPTED
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader is gone; nothing more can be said
+            return UNEXPECTED
+        except Exception as error:
+            if self.stack_wanted:
+                traceback.print_exc()
+            if isinstance(error, AnomalyVaeError):
+                click.echo(f"Error: {error}", err=True)
+                return CALLERS_MISTAKE
+            hint = "" if self.stack_wanted else " (`anomaly-vae --traceback ...` or ANOMALY_VAE_DEBUG=1 shows where)"
+            click.echo(f"Unexpected {type(error).__name__}: {_one_line(error)}{hint}", err=True)
+            return UNEXPECTED
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="anomaly-vae")
+@click.option("--traceback", is_flag=True, envvar="ANOMALY_VAE_DEBUG", help="Show where an error came from.")
+def main(traceback: bool) -> None:
+    """Learn the density of a table, flag the rows that are too improbable, and say why.
+
+    \b
+    Example:
+      anomaly-vae train normal.csv --name pumps
+      anomaly-vae score models:/pumps@champion today.parquet scored.parquet
+      anomaly-vae explain models:/pumps@champion today.parquet
+    """
+    _Verbs.stack_wanted = traceback
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+
+
+@main.command(short_help="Train a detector and register it.")
+@click.argument("data", type=click.Path())
+@click.option("--name", required=True, help="Name in the registry; each training adds a version.")
+@click.option(
+    "--label", help="Column that is true or 1 for anomalous rows: left out of training, used to report AUROC."
+)
+@click.option("--drop", multiple=True, metavar="COL", help="Column to leave out; may be repeated.")
+@click.option("--config", type=click.Path(), metavar="FILE.toml", help="Settings and declared columns (see `schema`).")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
+@click.option("--seed", type=int, help="Seed of split, weights, batches and noise.")
+@as_json
+def train(data: str, name: str, as_json: bool, **given: Any) -> None:
+    """Train a detector on DATA and register it.
+
+    DATA is a CSV or Parquet file or a folder of them. The last line printed is the model's URI. Repeating the same
+    command after an interruption goes on where it stopped.
+
+    \b
+    Example:
+      anomaly-vae train normal.csv --name pumps --set latent=8
+      anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
+    """
+    config = TrainConfig.from_toml(given["config"]) if given["config"] else TrainConfig()
+    seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
+    config = config.updated([*given["settings"], *seed])
+    from .data.rows import labels, read_table
+    from .serving import tracking
+
+    tracking.check_name(name)
+    frame, label, truth = _without(read_table(data), given["drop"]), given["label"], None
+    if label:
+        truth, frame = labels(_column(frame, label)), _without(frame, [label])
+    # A schema printed for the whole table names the label and dropped columns too.
+    kinds = {column: kind for column, kind in config.columns.items() if column not in {*given["drop"], label}}
+    config = TrainConfig.from_mapping({**config.to_dict(), "columns": kinds})
+    checkpoint = tracking.checkpoint_path(name, frame, config, truth)
+    if checkpoint.exists():
+        click.echo("Resuming the training that was interrupted.", err=True)
+    try:
+        made = tracking.train_and_register(
+            frame,
+            config,
+            name=name,
+            labels=truth,
+            source=str(Path(data).absolute()),
+            checkpoint=checkpoint,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            click.echo(f"\nThe checkpoint stands at {_short(checkpoint)}: repeat the command to go on.", err=True)
+        raise
+    if as_json:
+        _print_json(_registered_facts(made))
+        return
+    click.echo(_training_summary(made))
+    click.echo(made.uri)
+
+
+@main.command(short_help="Score a file into a file.")
+@click.argument("model_uri")
+@click.argument("input", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {ScoreConfig.alpha}]")
+@click.option("--fdr", type=float, help="Share of the flagged rows that may be normal, over the whole job.")
+@click.option("--k", type=int, help="Posterior samples per row, one the model is calibrated for.")
+@click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
+@click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@as_json
+def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) -> None:
+    """Score the rows of INPUT into OUTPUT (.parquet or .csv).
+
+    INPUT is a CSV or Parquet file or a folder of them. OUTPUT has the key columns, or the row number, and for each row
+    its score, p-value, flag, threshold, Monte-Carlo error, attributions and the model's version.
+
+    \b
+    Example:
+      anomaly-vae score models:/pumps@champion today.parquet scored.parquet --key serial_number
+      anomaly-vae score models:/pumps/3 today.csv scored.csv --fdr 0.1 --explain 3
+    """
+    if given["alpha"] is not None and given["fdr"] is not None:
+        raise ConfigError("a job must be flagged by --alpha or by --fdr, got both. Drop one.")
+    config = ScoreConfig.from_mapping({name: value for name, value in given.items() if value is not None})
+    from .serving import tracking
+    from .serving.batch import score_file
+
+    model = tracking.load(model_uri)
+    with _counting_rows() as on_rows:
+        detector, version = model.detector, model.uri
+        done = score_file(
+            detector, input, output, config, model_version=version, schema=detector.schema, on_rows=on_rows
+        )
+    rate = done.rows / max(done.seconds, 1e-9)
+    if as_json:
+        _print_json({**vars(done), "path": str(done.path), "rows_per_second": rate, "model": model.uri})
+        return
+    doubtful = f" {done.unreliable:,} scores are unreliable (effective sample size under 5)." if done.unreliable else ""
+    click.echo(
+        f"{done.rows:,} rows scored in {done.seconds:.1f} s ({rate:,.0f} a second) by {model.uri}: "
+        f"{done.flagged:,} flagged ({done.flagged / done.rows:.2%}).{doubtful}"
+    )
+    click.echo(f"Written to {done.path}")
+
+
+@main.command(short_help="Say why the strangest rows are strange.")
+@click.argument("model_uri")
+@click.argument("input", type=click.Path())
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows, strangest first.")
+@as_json
+def explain(model_uri: str, input: str, top: int, as_json: bool) -> None:
+    """Say why the strangest rows of INPUT are strange.
+
+    For each row: what every column costs in nats (surprise; the parts sum to the score), the value it has and the value
+    that the model expected in its place.
+
+    \b
+    Example:
+      anomaly-vae explain models:/pumps@champion today.parquet --top 3
+    """
+    from .serving import tracking
+    from .serving.batch import strangest_rows
+
+    model = tracking.load(model_uri)
+    detector = model.detector
+    scores = strangest_rows(detector, input, top=top, columns=EXPLAINED_COLUMNS, schema=detector.schema)
+    if as_json:
+        _print_json([_explained(row, scores.loc[row]) for row in scores.index])
+        return
+    for row in scores.index:
+        _print_explanation(_explained(row, scores.loc[row]))
+
+
+@main.command(short_help="Answer scoring requests over HTTP.")
+@click.argument("model_uri")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen on.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Server processes.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; the server has no authentication.")
+def serve(model_uri: str, port: int, workers: int, host: str) -> None:
+    """Answer scoring requests over HTTP until stopped (through `mlflow models serve`).
+
+    \b
+    Example:
+      anomaly-vae serve models:/pumps@champion --port 5001
+      curl http://127.0.0.1:5001/invocations -H 'Content-Type: text/csv' --data-binary @today.csv
+    """
+    from .serving import server, tracking
+
+    server.check_port(host, port)
+    model = tracking.load(model_uri)  # a model that cannot be loaded is better refused here than in every worker
+    click.echo(f"Serving {model.uri} at http://{host}:{port}/invocations; Ctrl-C stops it.", err=True)
+    server.serve(model.uri, host=host, port=port, workers=workers)
+
+
+@main.command(short_help="Print what the columns were taken for, as TOML.")
+@click.argument("data", type=click.Path())
+@as_json
+def schema(data: str, as_json: bool) -> None:
+    """Print what the columns of DATA were taken for, as TOML to edit and give to `train --config`.
+
+    \b
+    Example:
+      anomaly-vae schema normal.csv > pumps.toml
+      anomaly-vae train normal.csv --name pumps --config pumps.toml
+    """
+    from .data.rows import read_table
+    from .data.schema import Schema
+
+    inferred = Schema.fit(read_table(data))
+    if as_json:
+        _print_json(inferred.to_dict())
+    else:
+        click.echo(inferred.to_toml(), nl=False)
+
+
+@main.command(short_help="Compare scores with labels.")
+@click.argument("model_uri")
+@click.argument("data", type=click.Path())
+@click.option("--label", required=True, help="Column that is true or 1 for anomalous rows.")
+@as_json
+def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
+    """Compare scores with labels: AUROC, average precision and false alarms, with 95 % intervals.
+
+    Use rows that the model was not trained on.
+
+    \b
+    Example:
+      anomaly-vae evaluate models:/pumps@champion labelled.csv --label failed
+    """
+    from .serving import tracking
+    from .serving.batch import evaluate_file
+
+    model = tracking.load(model_uri)
+    with _counting_rows() as on_rows:
+        result = evaluate_file(model.detector, data, label, schema=model.detector.schema, on_rows=on_rows)
+    if as_json:
+        parts = {name: getattr(result, name).to_dict() for name in ("ranking", "false_alarms", "detections")}
+        _print_json({**parts, "alpha": result.alpha, "model": model.uri})
+        return
+    click.echo(_ranking_lines(result.ranking))
+    click.echo(f"false alarms       {_rate(result.false_alarms)} of the normal rows; promised: {result.alpha:.0%}")
+    click.echo(f"found              {_rate(result.detections)} of the anomalous rows")
+
+
+@main.command(short_help="Set thresholds anew, without training.")
+@click.argument("model_uri")
+@click.argument("data", type=click.Path())
+@as_json
+def calibrate(model_uri: str, data: str, as_json: bool) -> None:
+    """Take thresholds and p-values from the normal rows in DATA and register that as a new version, without training.
+
+    The rows must not have been trained on. The last line printed is the new version's URI.
+
+    \b
+    Example:
+      anomaly-vae calibrate models:/pumps@champion normal_october.parquet
+    """
+    from .data.rows import read_table
+    from .serving import tracking
+
+    model = tracking.load(model_uri)
+    frame = read_table(data, text=model.detector.schema.text_columns)
+    made = tracking.recalibrate_and_register(model.uri, frame)
+    if as_json:
+        _print_json(_registered_facts(made))
+        return
+    click.echo(f"{model.uri} calibrated anew with {made.detector.calibration.rows:,} rows.")
+    click.echo(_champion_line(made))
+    click.echo(made.uri)
+
+
+@main.command(short_help="Say what a model is.")
+@click.argument("model_uri")
+@as_json
+def info(model_uri: str, as_json: bool) -> None:
+    """Say what a model is: columns, score, calibration, settings.
+
+    \b
+    Example:
+      anomaly-vae info models:/pumps@champion
+    """
+    from .serving import tracking
+
+    model = tracking.load(model_uri)
+    facts = {"uri": model.uri, **model.detector.describe()}
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+def _without(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    for name in columns:
+        _column(frame, name)
+    return frame.drop(columns=list(columns))
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+    if name not in frame.columns:
+        near = difflib.get_close_matches(name, list(frame.columns), n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(map(repr, frame.columns[:8]))}."
+        raise SchemaError(f"a named column must be in the table, got {name!r}. {hint}", column=name)
+    return frame[name]
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _registered_facts(made: Registered) -> dict[str, Any]:
+    ranking = made.ranking.to_dict() if made.ranking else None
+    return {"uri": made.uri, "run_id": made.run_id, "champion": made.champion, "ranking": ranking}
+
+
+def _training_summary(made: Registered) -> str:
+    assert made.fit is not None
+    schema, split = made.detector.schema, {name: len(rows) for name, rows in made.fit.split.items()}
+    best = max(made.fit.history, key=lambda epoch: epoch.validation_elbo)
+    lines = [
+        f"Trained on {split['train']:,} rows of {len(schema.modelled)} columns; {split['validation']:,} more decided when "
+        f"to stop, {split['calibration']:,} set the thresholds."
+    ]
+    lines += [f"  column {column.name!r} ignored: {column.reason}" for column in schema.ignored]
+    lines.append(
+        f"Best of {len(made.fit.history)} epochs: validation ELBO {best.validation_elbo:.2f} nats a row, KL {best.kl:.2f}, "
+        f"{best.active_units} active units."
+    )
+    if made.ranking:
+        lines.append(_ranking_lines(made.ranking))
+    return "\n".join([*lines, _champion_line(made)])
+
+
+def _champion_line(made: Registered) -> str:
+    if made.champion:
+        return f"Registered as version {made.version} of {made.name}, the champion."
+    return f"Registered as version {made.version} of {made.name}; the champion stays as it was."
+
+
+def _ranking_lines(ranking: Ranking) -> str:
+    return (
+        f"AUROC              {ranking.auroc:.3f}  ({ranking.level:.0%}: {ranking.auroc_low:.3f} to {ranking.auroc_high:.3f})\n"
+        f"average precision  {ranking.average_precision:.3f}  ({ranking.level:.0%}: {ranking.ap_low:.3f} to "
+        f"{ranking.ap_high:.3f}), {ranking.n_anomalous:,} anomalous rows against {ranking.n_normal:,} normal ones"
+    )
+
+
+def _rate(rate: Rate) -> str:
+    return f"{rate.rate:.1%}  ({rate.level:.0%}: {rate.low:.1%} to {rate.high:.1%}), {rate.count:,} of {rate.n:,}"
+
+
+def _explained(row: Any, scores: pd.Series) -> dict[str, Any]:
+    return {
+        "row": int(row),
+        "anomaly_score": float(scores["anomaly_score"]),
+        "p_value": float(scores["p_value"]),
+        "is_anomaly": bool(scores["is_anomaly"]),
+        "attributions": json.loads(scores["attributions"]),
+    }
+
+
+def _print_explanation(row: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    flag = "flagged" if row["is_anomaly"] else "not flagged"
+    table = Table(
+        title=f"Row {row['row']:,}: score {row['anomaly_score']:.2f} nats, p = {row['p_value']:.3g}, {flag}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name, justify in (
+        ("column", "left"),
+        ("nats", "right"),
+        ("", "left"),
+        ("value", "right"),
+        ("expected", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    largest = max(part["nats"] for part in row["attributions"])
+    for part in row["attributions"]:
+        bar = "█" * round(12 * max(part["nats"], 0) / largest) if largest > 0 else ""
+        cells = [_cell(part[name]) if name in part else "" for name in ("value", "expected")]
+        table.add_row(escape(part["column"]), f"{part['nats']:.2f}", bar, *map(escape, cells))
+    console = Console()
+    console.print(table)
+    console.print()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "(missing)"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    calibration = facts["calibration"]
+    least = calibration["least_p_value"]
+    samples = ", ".join(map(str, calibration["k"])) or "none"
+    lines = {
+        "model": facts["uri"],
+        "score": f"{facts['score_kind']}, {facts['k']} posterior samples (calibrated for {samples})",
+        "calibration": f"{calibration['rows']:,} rows" + (f", least p-value {least:.2g}" if least else ""),
+        "network": f"{facts['parameters']:,} parameters, {facts['latent']} latent dimensions",
+        "digest": facts["digest"][:16],
+    }
+    defaults = TrainConfig().to_dict()
+    changed = {k: v for k, v in facts["config"].items() if k != "columns" and v != defaults.get(k)}
+    lines["settings"] = ", ".join(f"{k}={v}" for k, v in changed.items()) or "the defaults"
+    for name, value in lines.items():
+        click.echo(f"{name:<12} {value}")
+    click.echo(f"\n{len(facts['columns'])} columns")
+    width = max(len(column["name"]) for column in facts["columns"])
+    for column in facts["columns"]:
+        click.echo(f"  {column['name']:<{width}}  {column['kind']:<12} {column['reason']}".rstrip())
+
+
+@contextlib.contextmanager
+def _counting_rows() -> Iterator[Callable[[int, int], None] | None]:
+    """A count of rows and rows per second on standard error, if somebody is looking."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    text = TextColumn("{task.description} {task.completed:,.0f} rows, {task.fields[rate]:,.0f} a second")
+    with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks = {}
+
+        def on_rows(rows: int, turn: int) -> None:
+            if turn not in tasks:
+                tasks[turn] = (
+                    bar.add_task("scoring" if turn == 1 else "flagging", total=None, rate=0.0),
+                    time.perf_counter(),
+                )
+            task, started = tasks[turn]
+            bar.update(task, completed=rows, rate=rows / max(time.perf_counter() - started, 1e-3))
+
+        yield on_rows
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "without a message."
+
+
+def _tidy_warnings() -> None:
+    """One line for each different warning of ours, none of other people's."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: Any) -> None:
+        text = str(message)
+        if text in shown or len(shown) > MAX_WARNINGS:
+            return
+        shown.add(text)
+        click.echo(
+            f"Warning: {text}" if len(shown) <= MAX_WARNINGS else "Warning: further warnings are not shown.", err=True
+        )
+
+    warnings.simplefilter("ignore")
+    for category in (DataWarning, TrainingWarning):
+        warnings.simplefilter("always", category)
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    main()

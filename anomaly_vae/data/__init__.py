@@ -1,0 +1,1 @@
+"""Tables in: typed columns as tensors, files as streams of frames."""

@@ -1,0 +1,333 @@
+"""Typed columns, and the way between a table and the array that a model sees.
+
+The encoded array has one entry a modelled column, float32, NaN = missing:
+
+===========  =====================================================================================
+continuous   (value - center) / scale, kept within +-SATURATION
+count        the count itself
+binary       0 or 1, 2 = unseen
+categorical  index of the category, number of categories = unseen
+===========  =====================================================================================
+
+Columns are found by name: their order in a table does not matter, extra ones are ignored with a warning,
+absent ones are an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..errors import DataWarning, SchemaError
+from ..options import KINDS
+from .cells import UNSEEN, category_codes, levels, numbers, text_of, unwrapped
+from .inference import LARGEST_COUNT, infer_kind
+
+SATURATION = 1e4
+"""Encoded continuous values are kept within this many standard deviations of the training mean."""
+MAX_CATEGORIES = 256
+"""Categories kept per column, the most frequent first; rarer ones are encoded as unseen."""
+UNSEEN_FLOOR = 1e-6
+"""Least probability given to a value never seen in training: a surprise of at most 13.8 nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table, with what its training cells said.
+
+    Attributes:
+        name: Name in the user's table.
+        kind: continuous, binary, categorical, count or ignored.
+        dtype: What a cell is to the user: float64, int64, bool, string or datetime64[ns].
+        reason: Why this kind, where it may surprise.
+        center: Mean of the training cells (of log(1 + count) for counts), in the column's own units.
+        scale: Standard deviation of the same, above 0.
+        categories: Canonical texts of the known values; empty for continuous and count.
+        unseen: Probability of a value outside `categories`: the Good-Turing estimate (share of values seen once),
+            at least `UNSEEN_FLOOR`.
+        n_missing: Missing cells among the rows the schema was fitted on.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    reason: str = ""
+    center: float = 0.0
+    scale: float = 1.0
+    categories: tuple[str, ...] = ()
+    unseen: float = UNSEEN_FLOOR
+    n_missing: int = 0
+
+    @cached_property
+    def index_of(self) -> Mapping[str, int]:
+        """The position of each category."""
+        return {c: i for i, c in enumerate(self.categories)}
+
+
+def _is_discrete(column: Column) -> bool:
+    return column.kind in ("binary", "categorical")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a table, fitted to training rows.
+
+    Example:
+        >>> frame = pd.DataFrame({"age": [31.5, 40.2, 28.9], "city": ["Oslo", "Rome", "Rome"]})
+        >>> schema = Schema.fit(frame)
+        >>> [(c.name, c.kind) for c in schema.modelled]
+        [('age', 'continuous'), ('city', 'binary')]
+        >>> schema.decode(schema.encode(frame))["city"].tolist()
+        ['Oslo', 'Rome', 'Rome']
+    """
+
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame | pa.Table, *, kinds: Mapping[str, str] | None = None) -> Self:
+        """Infer kinds and fit scales and categories.
+
+        Args:
+            table: Training rows.
+            kinds: Declared kinds by column name; the other columns are inferred (see `inference`).
+
+        Raises:
+            SchemaError: No rows or columns, duplicate names, a declared column that is absent, or bad cells.
+        """
+        frame = named(table.to_pandas() if isinstance(table, pa.Table) else table)
+        kinds = kinds or {}
+        _refuse_unknown(kinds, list(frame.columns))
+        if frame.shape[0] == 0 or frame.shape[1] == 0:
+            raise SchemaError(f"a table must have rows and columns, got shape {frame.shape}. Check the file.")
+        columns = tuple(_fit_column(unwrapped(frame[name]), name, kinds.get(name)) for name in frame.columns)
+        if all(c.kind == "ignored" for c in columns):
+            reasons = "; ".join(f"{c.name}: {c.reason}" for c in columns[:8])
+            raise SchemaError(f"a table must have a column to model, got none ({reasons}). Declare one.")
+        return cls(columns)
+
+    @cached_property
+    def modelled(self) -> tuple[Column, ...]:
+        """The columns a model sees, in order; the m of every shape (n, m)."""
+        return tuple(c for c in self.columns if c.kind != "ignored")
+
+    @cached_property
+    def ignored(self) -> tuple[Column, ...]:
+        """The columns left out, each with its reason."""
+        return tuple(c for c in self.columns if c.kind == "ignored")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the modelled columns."""
+        return tuple(c.name for c in self.modelled)
+
+    @cached_property
+    def text_columns(self) -> frozenset[str]:
+        """Columns whose cells are text: a CSV reader must not turn them into numbers."""
+        return frozenset(c.name for c in self.columns if c.dtype == "string")
+
+    def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """Return rows as the model's array, shape (n, m), NaN = missing.
+
+        Raises:
+            SchemaError: A column is absent or given twice, or a cell is text among numbers, infinite, or a negative or
+                fractional count; column and row are named.
+        """
+        frame = named(frame)
+        self._check_names(list(frame.columns))
+        out = np.empty((len(frame), len(self.modelled)), dtype=np.float32)
+        for j, column in enumerate(self.modelled):
+            series = frame[column.name]
+            if _is_discrete(column):
+                boolean = column.dtype == "bool"
+                out[:, j] = category_codes(series, column.name, column.index_of, boolean=boolean)
+            elif column.kind == "count":
+                out[:, j] = _counts(series, column)
+            else:
+                out[:, j] = _standardised(series, column)
+        return out
+
+    def decode(self, x: NDArray[Any]) -> pd.DataFrame:
+        """Return encoded rows (n, m) as a table with the user's names and dtypes; unseen categories are `UNSEEN`."""
+        cells = {c.name: decode_cells(np.asarray(x)[:, j], c) for j, c in enumerate(self.modelled)}
+        return pd.DataFrame(cells)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able facts; `from_dict` is the inverse."""
+        return {"columns": [{**asdict(c), "categories": list(c.categories)} for c in self.columns]}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Self:
+        """Rebuild a schema from `to_dict`.
+
+        Raises:
+            SchemaError: The facts are not those of a schema.
+        """
+        known = {f.name for f in fields(Column)}
+        try:
+            columns = [Column(**{**c, "categories": tuple(map(str, c["categories"]))}) for c in facts["columns"]]
+            for c in columns:
+                numeric = [c.center, c.scale, c.unseen]
+                if c.kind not in KINDS or not all(map(math.isfinite, numeric)) or c.scale <= 0 or not 0 < c.unseen < 1:
+                    raise ValueError(f"column {c.name!r} is not valid")
+        except (KeyError, TypeError, ValueError) as error:
+            raise SchemaError(
+                f"a stored schema must list columns with {sorted(known)}, got another ({error})."
+            ) from error
+        return cls(tuple(columns))
+
+    def to_toml(self) -> str:
+        """Return the kinds as editable TOML, accepted by `TrainConfig.from_toml`."""
+        lines = ["# Kinds: continuous, binary, categorical, count, ignored.", "[columns]"]
+        for c in self.columns:
+            values = ", ".join(c.categories[:6]) + (", ..." if len(c.categories) > 6 else "")
+            facts = [c.reason, f"{c.n_missing} missing" if c.n_missing else "", values]
+            note = "; ".join(fact.replace("\n", " ") for fact in facts if fact)
+            lines.append(
+                f"{json.dumps(c.name, ensure_ascii=False)} = {json.dumps(c.kind)}" + (f"  # {note}" if note else "")
+            )
+        return "\n".join(lines) + "\n"
+
+    def _check_names(self, got: Sequence[str]) -> None:
+        absent = [name for name in self.names if name not in set(got)]
+        known = {c.name for c in self.columns}
+        extra = [name for name in got if name not in known]
+        if absent:
+            near = {name: difflib.get_close_matches(name, extra, n=1) for name in absent}
+            lines = [f"  - {name}" + (f"   (is it {near[name][0]!r}?)" if near[name] else "") for name in absent]
+            lines += [f"  + {name}" for name in extra]
+            raise SchemaError(
+                f"a table must have the {len(self.names)} columns of the training table, got {len(absent)} too few: "
+                f"column {', '.join(map(repr, absent[:5]))} absent. Add or rename them.\n" + "\n".join(lines[:40]),
+                absent=tuple(absent),
+                extra=tuple(extra),
+            )
+        if extra:
+            shown = ", ".join(map(repr, extra[:5])) + (", ..." if len(extra) > 5 else "")
+            warnings.warn(f"{len(extra)} columns unknown to the model were ignored: {shown}", DataWarning, stacklevel=3)
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with text column names.
+
+    Raises:
+        SchemaError: Two columns have the same name.
+    """
+    names = [str(name) for name in frame.columns]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SchemaError(f"column names must differ, got {twice[0]!r} more than once. Rename one.", column=twice[0])
+    if names != list(frame.columns):
+        frame = frame.set_axis(names, axis=1)
+    return frame
+
+
+def decode_cells(values: NDArray[Any], column: Column) -> pd.Series:
+    """Return one column of encoded values (n,) as the user's cells."""
+    missing = np.isnan(values)
+    if _is_discrete(column):
+        table = np.array([*map(_typed(column), column.categories), UNSEEN], dtype=object)
+        codes = np.where(missing, len(column.categories), values).astype(np.intp)
+        cells = pd.Series(table[codes], dtype=object).mask(missing, None)
+        plain = column.dtype in ("bool", "int64", "float64") and not (missing | (codes == len(column.categories))).any()
+        return cells.astype(column.dtype) if plain else cells
+    numeric = values.astype(np.float64)
+    if column.kind == "continuous":
+        numeric = numeric * column.scale + column.center
+    if column.dtype == "datetime64[ns]":
+        return pd.Series(pd.to_datetime(numeric, unit="s"))
+    if column.dtype == "int64":
+        whole = pd.Series(np.round(numeric)).astype("Int64")
+        return whole if missing.any() else whole.astype("int64")
+    return pd.Series(numeric)
+
+
+def _typed(column: Column) -> Any:
+    kinds = {"bool": lambda t: t == "True", "int64": int, "float64": float}
+    return kinds.get(column.dtype, str)
+
+
+def _refuse_unknown(kinds: Mapping[str, str], names: Sequence[str]) -> None:
+    for name, kind in kinds.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The table has {', '.join(map(repr, names[:8]))}."
+            raise SchemaError(f"a declared column must be in the table, got {name!r}. {hint}", column=name)
+        if kind not in KINDS:
+            raise SchemaError(f"column {name!r} must be declared one of {', '.join(KINDS)}, got {kind!r}.", column=name)
+
+
+def _fit_column(series: pd.Series, name: str, declared: str | None) -> Column:
+    inferred = infer_kind(series, name, declared)
+    facts: dict[str, Any] = {"name": name, "n_missing": int(series.isna().sum()), **asdict(inferred)}
+    if inferred.kind == "ignored":
+        return Column(**facts)
+    present = series.dropna()
+    if inferred.kind in ("binary", "categorical"):
+        codes, values = levels(present, name)
+        counts = np.bincount(codes, minlength=len(values))
+        texts = [text_of(v) for v in values]
+        order = sorted(range(len(values)), key=lambda i: (-counts[i], texts[i]))
+        if inferred.kind == "binary":
+            order = sorted(
+                order, key=lambda i: (0.0, texts[i]) if inferred.dtype == "string" else (float(values[i]), "")
+            )
+        kept = order[:MAX_CATEGORIES]
+        others = counts.sum() - counts[kept].sum() + (counts[kept] == 1).sum()
+        unseen = float(np.clip(others / max(1, counts.sum()), UNSEEN_FLOOR, 0.5))
+        return Column(**facts, categories=tuple(texts[i] for i in kept), unseen=unseen)
+    cells = numbers(present, name)
+    center, scale = _moments(np.log1p(cells) if inferred.kind == "count" else cells)
+    return Column(**facts, center=center, scale=scale)
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation that neither overflow at 1e300 nor vanish for a declared constant column."""
+    largest = float(np.abs(values).max()) or 1.0
+    ratios = values / largest
+    center, scale = float(ratios.mean()) * largest, float(ratios.std()) * largest
+    return center, scale if scale > 1e-12 * largest else largest
+
+
+def _counts(series: pd.Series, column: Column) -> NDArray[np.float64]:
+    values = numbers(series, column.name)
+    with np.errstate(invalid="ignore"):
+        bad = (values < 0) | (values != np.round(values)) & ~np.isnan(values)
+        if bad.any():
+            row = series.index[int(np.argmax(bad))]
+            raise SchemaError(
+                f"count column {column.name!r} must hold whole numbers from 0 up, got {float(values[bad][0])!r} in row "
+                f"{row!r}. Correct the cell, or declare the column continuous and train again.",
+                column=column.name,
+                row=row,
+            )
+        return _saturated(values, LARGEST_COUNT, column)
+
+
+def _standardised(series: pd.Series, column: Column) -> NDArray[np.float64]:
+    values = numbers(series, column.name)
+    with np.errstate(over="ignore"):
+        return _saturated((values - column.center) / column.scale, SATURATION, column)
+
+
+def _saturated(values: NDArray[np.float64], bound: float, column: Column) -> NDArray[np.float64]:
+    beyond = int((np.abs(values) > bound).sum())
+    if beyond:
+        unit = "standard deviations from the training mean" if column.kind == "continuous" else ""
+        warnings.warn(
+            f"column {column.name!r}: {beyond} cells lie beyond {bound:g} {unit}".rstrip() + " and count as that far",
+            DataWarning,
+            stacklevel=4,
+        )
+    return np.clip(values, -bound, bound)

@@ -1,0 +1,222 @@
+"""A detector as files: JSON and safetensors, checked on the way back in.
+
+================  ==========================================================================================
+config.json       format version, package version, settings, schema, digests of the other files
+model.safetensors weights, calibration scores, noise
+golden.json       rows drawn from the model, with their scores
+================  ==========================================================================================
+
+Nothing in it is executable and no training row is in it. Format version 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ..data.schema import Schema
+from ..errors import AnomalyVaeError, ArtifactError, OutputExistsError
+from ..models.vae import VAE
+from ..options import TrainConfig
+from .attribution import plain
+
+if TYPE_CHECKING:
+    from .detector import Detector
+
+FORMAT_VERSION = 1
+GOLDEN_ROWS = 8
+LARGEST_JSON = 64 << 20
+CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the files hold."""
+
+    schema: Schema
+    model: VAE
+    config: TrainConfig
+    calibration: dict[int, NDArray[np.float64]]
+    noise: Tensor
+    golden: dict[str, Any]
+
+
+def digest_of(detector: Detector) -> str:
+    """Return the SHA-256 of settings, schema and tensors."""
+    return _digest(detector.config.to_dict(), detector.schema.to_dict(), _tensor_bytes(detector))
+
+
+def _digest(config: dict[str, Any], schema: dict[str, Any], tensors: bytes) -> str:
+    described = json.dumps([config, schema], sort_keys=True).encode()
+    return hashlib.sha256(described + hashlib.sha256(tensors).digest()).hexdigest()
+
+
+def _tensor_bytes(detector: Detector) -> bytes:
+    tensors = {f"model.{name}": value.contiguous() for name, value in detector.model.state_dict().items()}
+    tensors |= {f"calibration.{k}": torch.from_numpy(v) for k, v in sorted(detector.calibration.scores.items())}
+    tensors["noise"] = detector.noise
+    return save_tensors(tensors)
+
+
+def save(detector: Detector, folder: Path) -> None:
+    """Write a detector into a new folder, whole or not at all.
+
+    Raises:
+        OutputExistsError: The folder exists and is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputExistsError(f"the folder must be new or empty, got {str(folder)!r}. Choose another or remove it.")
+    from .. import __version__
+
+    tensors = _tensor_bytes(detector)
+    rows = detector.sample(GOLDEN_ROWS, seed=detector.config.seed)
+    records = [{name: plain(cell) for name, cell in row.items()} for row in rows.to_dict("records")]
+    scores = detector.log_likelihood(
+        frame_of(records, detector.schema), k=detector.config.k, kind=detector.config.score_kind
+    )
+    golden = json.dumps(
+        {"k": detector.config.k, "rows": records, "scores": scores.value.tolist()}, allow_nan=False
+    ).encode()
+    config = {
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "digest": detector.digest,
+        "sha256": {TENSORS: hashlib.sha256(tensors).hexdigest(), GOLDEN: hashlib.sha256(golden).hexdigest()},
+        "config": detector.config.to_dict(),
+        "schema": detector.schema.to_dict(),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        (aside / TENSORS).write_bytes(tensors)
+        (aside / GOLDEN).write_bytes(golden)
+        (aside / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=False), encoding="utf-8")
+        aside.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(aside, folder)  # noqa: PTH105 - Path.replace says the same; this is the atomic step
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def load(folder: Path) -> Loaded:
+    """Read and check the files of a detector.
+
+    Raises:
+        ArtifactError: A file is absent, damaged or altered, or the format is newer than this version reads.
+    """
+    facts = _read_json(folder, CONFIG)
+    version = facts.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise ArtifactError(f"{CONFIG} must state a format version, got {version!r}. The file is not a detector's.")
+    if version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"the model must be of format {FORMAT_VERSION} or older, got format {version}, written by anomaly-vae "
+            f"{facts.get('package_version')}. Upgrade anomaly-vae to read it.",
+            version=version,
+        )
+    tensors = _read(folder, TENSORS)
+    golden = _read(folder, GOLDEN)
+    try:
+        for name, content in ((TENSORS, tensors), (GOLDEN, golden)):
+            if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
+                raise _altered(name, "its digest differs from the one in config.json")
+        if _digest(facts["config"], facts["schema"], tensors) != facts["digest"]:
+            raise _altered(CONFIG, "its settings or schema were changed after saving")
+        config = TrainConfig.from_mapping(facts["config"])
+        schema = Schema.from_dict(facts["schema"])
+        arrays = load_tensors(tensors)
+        with torch.random.fork_rng(devices=[]):
+            model = VAE(schema.modelled, config)
+        model.load_state_dict({k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")})
+        calibration = {int(k.split(".")[1]): v.numpy() for k, v in arrays.items() if k.startswith("calibration.")}
+        noise = arrays["noise"]
+        parsed = json.loads(golden)
+    except ArtifactError:
+        raise
+    except (
+        AnomalyVaeError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+    ) as error:
+        raise ArtifactError(
+            f"the model must be as it was saved, got an error reading it: {error}. Restore it."
+        ) from error
+    return Loaded(schema, model.eval().requires_grad_(False), config, calibration, noise, parsed)
+
+
+def check_golden(detector: Detector, golden: dict[str, Any]) -> None:
+    """Score the golden rows and compare.
+
+    Raises:
+        ArtifactError: A score differs by more than 1e-5 * max(1, |score|).
+    """
+    frame = frame_of(golden["rows"], detector.schema)
+    got = detector.log_likelihood(frame, k=golden["k"], kind=detector.config.score_kind).value
+    wanted = np.asarray(golden["scores"])
+    worst = float(np.max(np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))))
+    if not worst <= 1e-5:
+        raise ArtifactError(
+            f"the model must score its golden rows as when it was saved, got a relative difference of {worst:.1e}. The "
+            "artifact or the numerical libraries changed; train again or restore the environment.",
+            difference=worst,
+        )
+
+
+def frame_of(records: list[dict[str, Any]], schema: Schema) -> pd.DataFrame:
+    """Return JSON rows as a table of the schema's dtypes."""
+    frame = pd.DataFrame(records, columns=list(schema.names))
+    for column in schema.modelled:
+        if column.dtype == "datetime64[ns]":
+            frame[column.name] = pd.to_datetime(frame[column.name])
+    return frame
+
+
+def _altered(name: str, why: str) -> ArtifactError:
+    return ArtifactError(f"{name} must be as it was saved, got a changed file: {why}. Restore the artifact.", file=name)
+
+
+def _read(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise ArtifactError(
+            f"a detector must have the file {name}, got none in {str(folder)!r}. Check the path.", file=name
+        )
+    return path.read_bytes()
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    content = _read(folder, name)
+    if len(content) > LARGEST_JSON:
+        raise ArtifactError(f"{name} must be under {LARGEST_JSON >> 20} MiB, got {len(content) >> 20} MiB.", file=name)
+    try:
+        facts = json.loads(content)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{name} must be JSON, got a damaged file ({error}). Restore the artifact.", file=name
+        ) from error
+    if not isinstance(facts, dict):
+        raise ArtifactError(
+            f"{name} must be a JSON object, got {type(facts).__name__}. Restore the artifact.", file=name
+        )
+    return facts

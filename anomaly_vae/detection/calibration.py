@@ -1,0 +1,100 @@
+"""What a score means: split-conformal p-values, thresholds and false discovery control.
+
+References:
+    Vovk, Gammerman & Shafer (2005), Algorithmic Learning in a Random World.
+    Bates et al. (2023), Testing for outliers with conformal p-values, arXiv:2104.08279.
+    Benjamini & Hochberg (1995), Controlling the false discovery rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Sorted scores of normal rows held out of training, for each number of posterior samples.
+
+    Attributes:
+        scores: k -> ascending scores, (c,), the same c rows for every k.
+
+    Example:
+        >>> calibration = Calibration({1: np.arange(99.0)})
+        >>> calibration.p_values([98.5, 49.0], k=1).tolist()
+        [0.01, 0.51]
+        >>> calibration.threshold(0.05, k=1)
+        94.0
+    """
+
+    scores: Mapping[int, NDArray[np.float64]]
+
+    @property
+    def rows(self) -> int:
+        """Number of calibration rows, c."""
+        return len(next(iter(self.scores.values()), ()))
+
+    def _of(self, k: int) -> NDArray[np.float64]:
+        if k not in self.scores:
+            raise CalibrationError(
+                f"k must be one the model is calibrated for ({', '.join(map(str, sorted(self.scores)))}), got {k}. "
+                "Choose one of them, or calibrate again with another calibration_k.",
+                k=k,
+            )
+        return self.scores[k]
+
+    def p_values(self, scores: ArrayLike, *, k: int) -> NDArray[np.float64]:
+        """Return (1 + number of calibration scores at least as high) / (c + 1) of each score, (n,).
+
+        For a row exchangeable with the calibration rows, P(p <= alpha) <= alpha.
+
+        Raises:
+            CalibrationError: No calibration for k.
+        """
+        held = self._of(k)
+        higher = len(held) - np.searchsorted(held, np.asarray(scores, dtype=np.float64), side="left")
+        return np.asarray((1.0 + higher) / (len(held) + 1.0), dtype=np.float64)
+
+    def threshold(self, alpha: float, *, k: int) -> float:
+        """Return the score above which p <= alpha.
+
+        Raises:
+            CalibrationError: No calibration for k, or too few calibration rows for any p-value to be <= alpha.
+        """
+        held = self._of(k)
+        allowed = math.floor(alpha * (len(held) + 1) * (1 + 1e-12))
+        if allowed < 1:
+            needed = math.ceil(1 / alpha * (1 - 1e-12)) - 1
+            raise CalibrationError(
+                f"alpha = {alpha:g} must have at least {needed} calibration rows, got {len(held)}. "
+                "Calibrate with more rows, or ask for a larger alpha.",
+                needed=needed,
+                rows=len(held),
+            )
+        return float(held[len(held) - allowed])
+
+
+def discovery_cutoff(p_values: ArrayLike, counts: ArrayLike, *, q: float) -> float:
+    """Return the largest p-value that Benjamini and Hochberg's rule flags, 0 if none.
+
+    Args:
+        p_values: Distinct p-values, (u,).
+        counts: How many rows have each, (u,). Counts of the few distinct conformal p-values are all that a stream
+            has to remember.
+        q: Wanted false discovery rate.
+
+    Example:
+        >>> discovery_cutoff([0.01, 0.5], [2, 8], q=0.1)
+        0.01
+    """
+    p, c = np.asarray(p_values, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    order = np.argsort(p)
+    p, c = p[order], c[order]
+    passes = p * c.sum() <= q * np.cumsum(c) * (1 + 1e-12)
+    return float(p[passes][-1]) if passes.any() else 0.0

@@ -1,0 +1,251 @@
+"""The detector: schema, model and calibration, one artifact."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.schema import Schema, named
+from ..errors import CalibrationError, ConfigError, DataWarning, ShapeError
+from ..models.vae import VAE
+from ..options import TrainConfig
+from . import artifact
+from .attribution import attributions
+from .calibration import Calibration, discovery_cutoff
+from .scores import RELIABLE_SAMPLES, Scores, score_rows
+
+SCORE_COLUMNS = (
+    "anomaly_score", "score_kind", "p_value", "is_anomaly", "threshold", "mc_se", "ess", "reliable", "attributions",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A trained, calibrated detector of improbable rows.
+
+    Attributes:
+        schema: The table's columns.
+        model: The density, in eval mode.
+        config: How it was trained; names the score and its k.
+        calibration: Scores of held-out normal rows.
+        noise: Standard normal draws shared by all rows, (k_max, l).
+
+    Example:
+        >>> from anomaly_vae import fit_detector, TrainConfig
+        >>> rng = np.random.default_rng(0)
+        >>> rows = pd.DataFrame({"a": rng.normal(size=400)}).assign(b=lambda t: 2 * t.a + 0.1 * rng.normal(size=400))
+        >>> detector = fit_detector(rows, TrainConfig(steps=1000)).detector
+        >>> detector.score_frame(pd.DataFrame({"a": [0.5, 0.5], "b": [1.0, -1.0]})).is_anomaly.tolist()
+        [False, True]
+    """
+
+    schema: Schema
+    model: VAE
+    config: TrainConfig
+    calibration: Calibration
+    noise: Tensor
+
+    @classmethod
+    def calibrated(cls, schema: Schema, model: VAE, config: TrainConfig, frame: pd.DataFrame) -> Self:
+        """Make a detector from a trained model and held-out normal rows (may be none: then it gives no p-values)."""
+        generator = torch.Generator().manual_seed(config.seed)
+        noise = torch.randn(max(config.calibration_k), model.latent, generator=generator)
+        model = model.cpu().eval().requires_grad_(False)
+        bare = cls(schema, model, config, Calibration({}), noise)
+        return bare.calibrate(frame) if len(frame) else bare
+
+    def calibrate(self, frame: pd.DataFrame) -> Self:
+        """Return the same model with p-values and thresholds taken from these rows.
+
+        Args:
+            frame: Normal rows that the model was not trained on; `config.max_calibration_rows` of them are drawn if
+                there are more.
+
+        Raises:
+            CalibrationError: No rows.
+            SchemaError: The rows are not of the schema.
+        """
+        if len(frame) == 0:
+            raise CalibrationError("calibration data must have rows, got none. Give rows that were not trained on.")
+        most = self.config.max_calibration_rows
+        if len(frame) > most:
+            kept = np.random.default_rng(self.config.seed).choice(len(frame), most, replace=False)
+            frame = frame.iloc[np.sort(kept)]
+        x = self.encode(frame)
+        scores = {k: np.sort(self._scores(x, k).value) for k in self.config.calibration_k}
+        return type(self)(self.schema, self.model, self.config, Calibration(scores), self.noise)
+
+    def score_frame(
+        self,
+        frame: pd.DataFrame,
+        *,
+        alpha: float = 0.05,
+        fdr: float | None = None,
+        k: int | None = None,
+        explain: int = 0,
+    ) -> pd.DataFrame:
+        """Score, judge and explain rows.
+
+        Args:
+            frame: Rows with the training columns, in any order.
+            alpha: Flag rows with p-value <= alpha: at most this share of normal rows is flagged, on average over
+                calibration draws.
+            fdr: Flag by Benjamini and Hochberg over these rows instead: at most this share of the flagged is normal.
+            k: Posterior samples per row, one of those calibrated for; by default the model's own.
+            explain: Columns named in each row's attributions; 0 = none.
+
+        Returns:
+            One row each, same index, with the columns `SCORE_COLUMNS`: score, standard error and threshold in nats;
+            `mc_se` and `ess` NaN at k = 1; `reliable` false where the effective sample size is under 5; `attributions`
+            JSON text whose nats sum to the score.
+
+        Raises:
+            SchemaError: The rows are not of the schema.
+            CalibrationError: k is not calibrated for, or alpha needs more calibration rows than there are.
+            ConfigError: alpha, fdr or explain is out of range.
+        """
+        k = self.config.k if k is None else k
+        for name, value in (("alpha", alpha), ("fdr", fdr)):
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"{name} must be a number between 0 and 1, got {value!r}. Choose for example 0.05.")
+        if explain < 0:
+            raise ConfigError(f"explain must be a number of columns from 0 up, got {explain!r}.")
+        x = self.encode(frame)
+        self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
+        scores = self._scores(x, k)
+        p_values = self.calibration.p_values(scores.value, k=k)
+        if fdr is None:
+            threshold = self.threshold(alpha, k=k)
+        else:
+            cutoff = discovery_cutoff(*np.unique(p_values, return_counts=True), q=fdr)
+            threshold = self.threshold(cutoff, k=k) if cutoff else np.inf
+        ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
+        ess[np.isnan(scores.ess)] = pd.NA
+        reasons = None
+        if explain:
+            given = self.noise[:k]
+            reasons = attributions(
+                self.model,
+                self.schema,
+                named(frame),
+                x,
+                noise=given,
+                kind=self.config.score_kind,
+                top=explain,
+            )
+        columns = (
+            scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
+            scores.mc_se, scores.ess, ess, reasons,
+        )  # fmt: skip
+        out = pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=frame.index)
+        return out.astype({"score_kind": object, "attributions": object})
+
+    def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
+        """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
+
+        Args:
+            frame: Rows of the schema.
+            k: Posterior samples per row; memory does not grow with it.
+            kind: A name in `scores.SCORES`.
+        """
+        return score_rows(self.model, self.encode(frame), noise=self._noise(k), kind=kind)
+
+    def threshold(self, alpha: float, *, k: int | None = None) -> float:
+        """Return the score above which a row's p-value is at most alpha, nats.
+
+        Raises:
+            CalibrationError: See `Calibration.threshold`.
+        """
+        if not self.calibration.scores:
+            needed = int(np.ceil(1 / alpha)) - 1
+            raise CalibrationError(
+                f"a detector must have at least {needed} calibration rows to give p-values, got none. "
+                "Calibrate it with normal rows that it was not trained on."
+            )
+        return self.calibration.threshold(alpha, k=self.config.k if k is None else k)
+
+    def encode(self, frame: pd.DataFrame) -> Tensor:
+        """Return rows as the model's tensor, (n, m); warns of rows without a single observed cell."""
+        if not isinstance(frame, pd.DataFrame):
+            raise ShapeError(
+                f"rows must be a pandas DataFrame, got {type(frame).__name__}. Wrap them with their names."
+            )
+        x = torch.from_numpy(self.schema.encode(frame))
+        empty = int(x.isnan().all(1).sum())
+        if empty:
+            warnings.warn(
+                f"{empty} rows have no observed cell: nothing speaks against them, so they score as normal",
+                DataWarning,
+                stacklevel=3,
+            )
+        return x
+
+    def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
+        """Return n rows drawn from the model, in the user's columns and dtypes."""
+        x = self.model.sample(n, torch.Generator().manual_seed(seed))
+        return self.schema.decode(x.numpy())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything a score depends on, hexadecimal."""
+        return artifact.digest_of(self)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the detector's facts, JSON-able: columns, score, calibration, settings, digest."""
+        columns: Sequence[dict[str, Any]] = [
+            {"name": c.name, "kind": c.kind, "dtype": c.dtype, "reason": c.reason} for c in self.schema.columns
+        ]
+        least = 1 / (self.calibration.rows + 1)
+        return {
+            "columns": columns,
+            "score_kind": self.config.score_kind,
+            "k": self.config.k,
+            "calibration": {
+                "rows": self.calibration.rows,
+                "k": sorted(self.calibration.scores),
+                "least_p_value": least if self.calibration.rows else None,
+            },
+            "latent": self.model.latent,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "digest": self.digest,
+            "config": self.config.to_dict(),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write the artifact; see `artifact.save`."""
+        artifact.save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read an artifact and check that it scores its golden rows as it did when saved; see `artifact.load`.
+
+        Raises:
+            ArtifactError: It is absent, damaged, altered, or of a newer format.
+        """
+        parts = artifact.load(Path(folder))
+        detector = cls(parts.schema, parts.model, parts.config, Calibration(parts.calibration), parts.noise)
+        artifact.check_golden(detector, parts.golden)
+        return detector
+
+    def _noise(self, k: int) -> Tensor:
+        if k <= len(self.noise):
+            return self.noise[:k]
+        generator = torch.Generator().manual_seed(self.config.seed + 1)
+        return torch.cat([self.noise, torch.randn(k - len(self.noise), self.model.latent, generator=generator)])
+
+    def _scores(self, x: Tensor, k: int) -> Scores:
+        return score_rows(self.model, x, noise=self._noise(k), kind=self.config.score_kind)
+
+    def scores_of_encoded(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the anomaly scores of already encoded rows (n, m), shape (n,), at the model's own k."""
+        return self._scores(torch.from_numpy(x), self.config.k).value

@@ -1,0 +1,248 @@
+"""Anomaly scores: minus a reduction of the log weights, with its Monte-Carlo error.
+
+A score depends on the row, the model and the noise alone. All rows share one bank of noise (common random numbers), and
+rows are computed in blocks of one fixed shape, the last one padded: the same arithmetic for every row, whatever
+batch it came in.
+
+Shapes: n rows, m columns, k posterior samples, l latent width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..models import bounds
+from ..models.vae import VAE
+
+BLOCK_SAMPLES = 1024
+"""Rows times samples computed at once."""
+BLOCK_CELLS = 1 << 20
+"""Rows times samples times columns computed at once, at most (but never less than a block of 16 rows)."""
+SMALLEST_BLOCK = 16
+LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
+"""Samples computed at once."""
+RELIABLE_SAMPLES = 5.0
+"""A likelihood with a smaller effective sample size is marked unreliable."""
+
+
+@dataclass(frozen=True)
+class ScoreKind:
+    """How log weights become a score.
+
+    Attributes:
+        bound: The log density estimate, from log p(x|z) (k, n) and log weights (k, n), shape (n,).
+        weights: Log of each sample's weight in the estimate, normalised over k, shape (k, n).
+        error: Its standard error, (n,).
+        weighted: Whether samples have unequal weights, so that an effective sample size means something.
+    """
+
+    bound: Callable[[Tensor, Tensor], Tensor]
+    weights: Callable[[Tensor], Tensor]
+    error: Callable[[Tensor, Tensor], Tensor]
+    weighted: bool
+
+
+def _equal(log_weights: Tensor) -> Tensor:
+    return torch.full_like(log_weights, -math.log(log_weights.shape[0]))
+
+
+SCORES: dict[str, ScoreKind] = {
+    "likelihood": ScoreKind(
+        bound=lambda log_px, w: bounds.importance_weighted_bound(w),
+        weights=lambda w: torch.log_softmax(w, 0),
+        error=lambda log_px, w: bounds.monte_carlo_error(w, "likelihood"),
+        weighted=True,
+    ),
+    "elbo": ScoreKind(
+        bound=lambda log_px, w: bounds.elbo(w),
+        weights=_equal,
+        error=lambda log_px, w: bounds.monte_carlo_error(w, "elbo"),
+        weighted=False,
+    ),
+    "reconstruction": ScoreKind(
+        bound=lambda log_px, w: log_px.mean(0),
+        weights=_equal,
+        error=lambda log_px, w: bounds.monte_carlo_error(log_px, "elbo"),
+        weighted=False,
+    ),
+}
+"""Scores by name: minus log p(x) by importance sampling, minus the ELBO, minus the expected log p(x|z).
+
+The last is a reconstruction error in nats. It is not a likelihood: it leaves out how probable the code is.
+"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n rows, float64.
+
+    Attributes:
+        value: Anomaly score, nats, high = anomalous, (n,).
+        mc_se: Monte-Carlo standard error, NaN at k = 1, (n,).
+        ess: Effective sample size, NaN at k = 1 and where samples are weighted equally, (n,).
+    """
+
+    value: NDArray[np.float64]
+    mc_se: NDArray[np.float64]
+    ess: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A score split exactly: `columns.sum(1) + latent` is the score.
+
+    Attributes:
+        columns: Nats that each column's cell costs, (n, m); 0 where missing.
+        latent: What the code costs: its improbability under the prior, less what the posterior knew, (n,).
+    """
+
+    columns: NDArray[np.float64]
+    latent: NDArray[np.float64]
+
+
+def block_rows(k: int, columns: int) -> int:
+    """Return the rows of a block: a function of the model and k alone, never of the batch.
+
+    Rows times samples is a multiple of 64, so that no cell is computed by the scalar remainder of a vectorised loop,
+    whose exponentials differ in the last bit.
+    """
+    step = SMALLEST_BLOCK if k % 4 == 0 else 64
+    chunk = min(k, LARGEST_CHUNK)
+    rows = min(BLOCK_SAMPLES // chunk, BLOCK_CELLS // (chunk * columns))
+    return max(step, rows // step * step)
+
+
+def _blocks(x: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        if len(block) < rows:
+            block = torch.cat([block, block.new_zeros(rows - len(block), x.shape[1])])
+        yield slice(start, min(start + rows, len(x))), block
+
+
+def _sampled(
+    model: VAE, block: Tensor, noise: Tensor, posterior: tuple[Tensor, Tensor]
+) -> Iterator[tuple[slice, bounds.Terms]]:
+    """Yield the terms of a block for some samples at a time, so that memory does not grow with k."""
+    for start in range(0, len(noise), LARGEST_CHUNK):
+        part = noise[start : start + LARGEST_CHUNK]
+        yield slice(start, start + len(part)), bounds.terms(model, block, part, posterior=posterior)
+
+
+def _log_densities(model: VAE, block: Tensor, noise: Tensor, posterior: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z) and the log weights of a block, each (k, rows), float64."""
+    sampled = [(t.log_px.sum(-1), t.log_weights) for _, t in _sampled(model, block, noise, posterior)]
+    return torch.cat([s[0] for s in sampled]).double(), torch.cat([s[1] for s in sampled]).double()
+
+
+@torch.inference_mode()
+def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood") -> Scores:
+    r"""Score rows.
+
+    .. math:: s(x) = -\log \tfrac1k \sum_i p(x, z_i) / q(z_i \mid x), \quad z_i \sim q(z \mid x)
+
+    for `kind="likelihood"`; see `SCORES` for the others.
+
+    Args:
+        model: Trained model in eval mode.
+        x: Encoded rows, (n, m), float32, NaN = missing.
+        noise: Standard normal draws, (k, l), shared by all rows.
+        kind: A name in `SCORES`.
+
+    Returns:
+        Scores of the n rows.
+
+    References:
+        Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519, eq. 8.
+    """
+    reduction = SCORES[kind]
+    k = len(noise)
+    value, error, ess = (torch.full((len(x),), torch.nan, dtype=torch.float64) for _ in range(3))
+    for rows, block in _blocks(x, block_rows(k, x.shape[1])):
+        log_px, log_w = _log_densities(model, block, noise, model.posterior(block))
+        kept = slice(0, rows.stop - rows.start)
+        value[rows] = -reduction.bound(log_px, log_w)[kept].cpu()
+        error[rows] = reduction.error(log_px, log_w)[kept].cpu()
+        if reduction.weighted and k > 1:
+            ess[rows] = bounds.effective_sample_size(log_w)[kept].cpu()
+    return Scores(value.numpy(), error.numpy(), ess.numpy())
+
+
+@torch.inference_mode()
+def split_scores(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood") -> Parts:
+    r"""Split each row's score into its columns' parts and one latent part.
+
+    With the self-normalised weights :math:`a_i \propto e^{w_i}`, the identity
+    :math:`\log \tfrac1k \sum_i e^{w_i} = \sum_i a_i w_i - \sum_i a_i \log a_i - \log k` is exact, so column c costs
+    :math:`-\sum_i a_i \log p(x_c \mid z_i)` and the rest is latent. For the ELBO all weights are 1/k.
+
+    Args:
+        model: Trained model in eval mode.
+        x: Encoded rows, (n, m).
+        noise: The noise of the score, (k, l).
+        kind: A name in `SCORES`.
+    """
+    reduction = SCORES[kind]
+    k = len(noise)
+    columns = torch.zeros(x.shape, dtype=torch.float64)
+    latent = torch.zeros(len(x), dtype=torch.float64)
+    for rows, block in _blocks(x, block_rows(k, x.shape[1])):
+        posterior = model.posterior(block)
+        log_px, log_w = _log_densities(model, block, noise, posterior)
+        log_a = reduction.weights(log_w)
+        a = log_a.exp()
+        parts = torch.zeros(block.shape, dtype=torch.float64, device=block.device)
+        for samples, t in _sampled(model, block, noise, posterior):
+            parts -= (a[samples, :, None] * t.log_px.double()).sum(0)
+        kept = slice(0, rows.stop - rows.start)
+        columns[rows] = parts[kept].cpu()
+        if kind != "reconstruction":
+            rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
+            latent[rows] = rest[kept].cpu()
+    return Parts(columns.numpy(), latent.numpy())
+
+
+@torch.inference_mode()
+def expected_cells(model: VAE, x: Tensor, column: Tensor, *, noise: Tensor) -> NDArray[np.float32]:
+    """Return what the model expects in one cell of each row, given the row's other cells.
+
+    The cell is hidden, the posterior is taken from the rest, and the decoder's expectation is averaged under the
+    importance weights; a category is the one with most of the weight.
+
+    Args:
+        model: Trained model in eval mode.
+        x: Encoded rows, (n, m).
+        column: The column in question of each row, (n,), integer.
+        noise: Noise, (k, l).
+
+    Returns:
+        Expected cells, encoded, (n,).
+    """
+    hidden = x.clone()
+    hidden[torch.arange(len(x)), column] = torch.nan
+    out = torch.empty(len(x))
+    discrete = torch.tensor(model.discrete, device=x.device)
+    for rows, block in _blocks(hidden, block_rows(len(noise), x.shape[1])):
+        posterior = model.posterior(block)
+        a = torch.log_softmax(_log_densities(model, block, noise, posterior)[1], 0).exp()
+        kept = rows.stop - rows.start
+        cells = torch.cat(
+            [
+                model.reconstruct(t.z)[:, :kept].gather(-1, column[None, rows, None].expand(len(t.z), -1, 1))[..., 0]
+                for _, t in _sampled(model, block, noise, posterior)
+            ]
+        )
+        mean = (a[:, :kept] * cells).sum(0)
+        votes = (a[:, :kept, None] * (cells[:, :, None] == cells.T[None])).sum(
+            0
+        )  # weight behind each sample's category
+        mode = cells.gather(0, votes.argmax(1)[None])[0]
+        out[rows] = torch.where(discrete[column[rows]], mode.to(mean.dtype), mean).float().cpu()
+    return out.numpy()

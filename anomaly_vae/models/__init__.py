@@ -1,0 +1,1 @@
+"""Densities: the bounds every score is a reduction of, and the models whose terms they reduce."""

@@ -1,0 +1,293 @@
+"""Likelihoods p(x_c | z) of table columns, and their combination by column.
+
+A head is a module whose `forward(h)` turns the decoder's output (..., width) into a distribution over its group of
+columns: an object with `log_prob(x)` (..., g) for cells (n, g), `mean` (..., g) and `sample(generator)` (..., g), in
+encoded units. Missing cells (NaN) are the combination's business: they contribute 0, which marginalises them, since
+columns are independent given z (Mattei & Frellsen 2019, MIWAE, arXiv:1812.02633).
+
+Densities of continuous columns are in the user's own units: the Jacobian of the standardisation is part of `log_prob`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ..data.schema import Column
+from .bounds import HALF_LOG_2PI
+
+NOISE_FLOOR = 0.01
+"""Least standard deviation of a continuous column given z, in standard deviations of the column: without a floor a
+column of few distinct values has unbounded density."""
+LOG_RATE_BOUND = 30.0
+"""Counts have a mean of at most exp(30), about 1e13."""
+
+
+class ColumnsDistribution(Protocol):
+    """Independent distributions over a group of g columns."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected cell (most probable one for categories), encoded, (..., g)."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log densities, (..., g), in nats."""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one cell each, encoded, (..., g)."""
+
+
+@dataclass(frozen=True)
+class Normals:
+    """Gaussian columns; `log_scale` takes the density to the user's units."""
+
+    mean: Tensor
+    noise: Tensor
+    log_scale: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log densities, (..., g)."""
+        return -0.5 * ((x - self.mean) / self.noise).square() - (self.noise.log() + self.log_scale + HALF_LOG_2PI)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one cell each, (..., g)."""
+        return self.mean + self.noise * torch.randn(self.mean.shape, generator=generator)
+
+
+class Gaussian(nn.Module):
+    """Gaussian columns with one learned noise level each, at least `NOISE_FLOOR`."""
+
+    noise_log: Tensor
+    log_scale: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.width = len(columns)
+        self.noise_log = nn.Parameter(torch.full((self.width,), -0.5))
+        scale = torch.tensor([c.scale for c in columns], dtype=torch.float64)
+        self.register_buffer("log_scale", scale.log().to(torch.get_default_dtype()))
+
+    def forward(self, h: Tensor) -> ColumnsDistribution:
+        """Return the columns' distribution for decoder outputs (..., g)."""
+        return Normals(h, NOISE_FLOOR + self.noise_log.exp(), self.log_scale)
+
+
+class FixedGaussian(Gaussian):
+    r"""Gaussian columns with one fixed variance c: the textbook loss :math:`C \|x - f(z)\|^2 + KL` with C = 1/(2c)."""
+
+    def __init__(self, columns: Sequence[Column], variance: float = 1.0) -> None:
+        super().__init__(columns)
+        del self.noise_log
+        self.register_buffer("noise", torch.full((self.width,), variance**0.5))
+
+    def forward(self, h: Tensor) -> ColumnsDistribution:
+        """Return the columns' distribution for decoder outputs (..., g)."""
+        return Normals(h, self.noise, self.log_scale)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Categorical columns with `sizes` known categories each; `logits` (..., sum of sizes); `unseen` (g,)."""
+
+    logits: Tensor
+    sizes: tuple[int, ...]
+    unseen: Tensor
+
+    def _log_probs(self) -> list[Tensor]:
+        return [F.log_softmax(part, -1) for part in self.logits.split(self.sizes, -1)]
+
+    @property
+    def mean(self) -> Tensor:
+        """The most probable category, (..., g)."""
+        return torch.stack([part.argmax(-1) for part in self.logits.split(self.sizes, -1)], -1).to(self.logits.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log probabilities of category indices x (n, g), (..., g); index `size` = unseen."""
+        columns = []
+        for j, (log_p, size) in enumerate(zip(self._log_probs(), self.sizes, strict=True)):
+            index = x[..., j].nan_to_num(0.0).long()
+            shape = torch.broadcast_shapes(index.shape, log_p.shape[:-1])
+            index, log_p = index.expand(shape), log_p.expand(*shape, size)
+            known = log_p.gather(-1, index.clamp(max=size - 1)[..., None])[..., 0] + torch.log1p(-self.unseen[j])
+            columns.append(torch.where(index < size, known, self.unseen[j].log()))
+        return torch.stack(columns, -1)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one known category each, (..., g)."""
+        drawn = []
+        for log_p in self._log_probs():
+            flat = log_p.exp().reshape(-1, log_p.shape[-1])
+            drawn.append(torch.multinomial(flat, 1, generator=generator).reshape(log_p.shape[:-1]))
+        return torch.stack(drawn, -1).to(self.logits.dtype)
+
+
+class Categorical(nn.Module):
+    """Categorical columns: a softmax over the known categories, and a fixed mass for an unseen one."""
+
+    unseen: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.sizes = tuple(len(c.categories) for c in columns)
+        self.width = sum(self.sizes)
+        self.register_buffer("unseen", torch.tensor([c.unseen for c in columns]))
+
+    def forward(self, h: Tensor) -> ColumnsDistribution:
+        """Return the columns' distribution for decoder outputs (..., sum of sizes)."""
+        return Categories(h, self.sizes, self.unseen)
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """Two-valued columns by the logit of the second value; `unseen` (g,)."""
+
+    logits: Tensor
+    unseen: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The more probable value, 0 or 1, (..., g)."""
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log probabilities of x in {0, 1, 2 = unseen}, (..., g)."""
+        sign = 2.0 * x.nan_to_num(0.0).clamp(max=1.0) - 1.0
+        known = F.logsigmoid(sign * self.logits) + torch.log1p(-self.unseen)
+        return torch.where(x > 1.5, self.unseen.log(), known)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw 0 or 1 each, (..., g)."""
+        return torch.bernoulli(self.logits.sigmoid(), generator=generator)
+
+
+class Bernoulli(nn.Module):
+    """Two-valued columns, and a fixed mass for a third, unseen value."""
+
+    unseen: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.width = len(columns)
+        self.register_buffer("unseen", torch.tensor([c.unseen for c in columns]))
+
+    def forward(self, h: Tensor) -> ColumnsDistribution:
+        """Return the columns' distribution for decoder outputs (..., g)."""
+        return Binaries(h, self.unseen)
+
+
+@dataclass(frozen=True)
+class NegativeBinomials:
+    """Counts with log mean `log_mean` (..., g) and inverse dispersion exp(`log_total`) (g,)."""
+
+    log_mean: Tensor
+    log_total: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count, (..., g)."""
+        return self.log_mean.exp()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log probabilities, (..., g); in float64 inside, where differences of large lgammas survive."""
+        count, log_mean, log_total = (
+            x.nan_to_num(0.0).double(),
+            self.log_mean.double(),
+            self.log_total.double(),
+        )
+        total = log_total.exp()
+        log_sum = torch.logaddexp(log_mean, log_total)
+        value = torch.lgamma(count + total) - torch.lgamma(total) - torch.lgamma(count + 1.0)
+        return (value + total * (log_total - log_sum) + count * (log_mean - log_sum)).to(self.log_mean.dtype)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one count each, (..., g): a Poisson draw whose rate is a gamma draw."""
+        total = self.log_total.exp().expand(self.log_mean.shape)
+        rate = torch._standard_gamma(total, generator=generator) * (self.log_mean - self.log_total).exp()
+        return torch.poisson(rate.clamp(max=1e9), generator=generator)
+
+
+class NegativeBinomial(nn.Module):
+    """Counts: a negative binomial with one learned dispersion a column, log mean from the decoder."""
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.width = len(columns)
+        self.log_total = nn.Parameter(torch.ones(self.width))
+        self.register_buffer("center", torch.tensor([c.center for c in columns]))
+        self.register_buffer("scale", torch.tensor([c.scale for c in columns]))
+
+    def forward(self, h: Tensor) -> ColumnsDistribution:
+        """Return the columns' distribution for decoder outputs (..., g), which are standardised log counts."""
+        log_mean = (self.center + self.scale * h).clamp(-LOG_RATE_BOUND, LOG_RATE_BOUND)
+        return NegativeBinomials(log_mean, self.log_total.clamp(-10.0, 15.0))
+
+
+LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
+    "gaussian": Gaussian,
+    "fixed_gaussian": FixedGaussian,
+    "bernoulli": Bernoulli,
+    "categorical": Categorical,
+    "negative_binomial": NegativeBinomial,
+}
+"""Heads by name; each takes its columns."""
+
+HEAD_OF_KIND = {"binary": "bernoulli", "categorical": "categorical", "count": "negative_binomial"}
+
+
+class TableLikelihood(nn.Module):
+    """p(x|z) of a table: one head for each kind of column, side by side.
+
+    Args:
+        columns: The m modelled columns.
+        continuous: Head of continuous columns: "gaussian" or "fixed_gaussian".
+        variance: Noise variance of "fixed_gaussian".
+    """
+
+    def __init__(self, columns: Sequence[Column], *, continuous: str = "gaussian", variance: float = 1.0) -> None:
+        super().__init__()
+        groups: dict[str, list[int]] = {}
+        for j, column in enumerate(columns):
+            groups.setdefault(HEAD_OF_KIND.get(column.kind, continuous), []).append(j)
+        extra = {"fixed_gaussian": {"variance": variance}}
+        self.heads = nn.ModuleDict(
+            {name: LIKELIHOODS[name]([columns[j] for j in js], **extra.get(name, {})) for name, js in groups.items()}
+        )
+        self.widths = [int(head.width) for head in self.heads.values()]  # type: ignore[arg-type]
+        self.width = sum(self.widths)
+        self.positions = [j for js in groups.values() for j in js]
+        self._groups = list(groups.values())
+        order = sorted(range(len(self.positions)), key=self.positions.__getitem__)
+        self._back = None if order == list(range(len(order))) else order
+
+    def _distributions(self, h: Tensor) -> list[ColumnsDistribution]:
+        return [head(part) for head, part in zip(self.heads.values(), h.split(self.widths, -1), strict=True)]
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        joined = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+        return joined if self._back is None else joined[..., self._back]
+
+    def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x_c|z), (..., n, m), for decoder outputs (..., n, width) and rows (n, m); 0 where missing."""
+        filled, missing = x.nan_to_num(0.0), x.isnan()
+        alone = len(self._groups) == 1
+        parts = [
+            d.log_prob(filled if alone else filled[:, js])
+            for d, js in zip(self._distributions(h), self._groups, strict=True)
+        ]
+        return self._in_order(parts).masked_fill(missing, 0.0)
+
+    def mean(self, h: Tensor) -> Tensor:
+        """Return expected cells, encoded, (..., m)."""
+        return self._in_order([d.mean for d in self._distributions(h)])
+
+    def sample(self, h: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one draw of each cell, encoded, (..., m)."""
+        return self._in_order([d.sample(generator) for d in self._distributions(h)])

@@ -1,0 +1,89 @@
+"""The variational autoencoder of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..data.schema import Column
+from ..errors import ShapeError
+from ..options import TrainConfig
+from .likelihoods import TableLikelihood
+from .networks import MLP, TableInput
+from .priors import PRIORS, StandardNormal
+
+LOG_SCALE_BOUND = 7.0
+"""Posterior standard deviations lie between exp(-7) and exp(7)."""
+LARGEST_LATENT = 32
+
+
+class VAE(nn.Module):
+    """A VAE of the columns of a table, with missing cells marginalised in the likelihood.
+
+    Args:
+        columns: The m modelled columns.
+        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`.
+
+    References:
+        Kingma & Welling (2014), arXiv:1312.6114; Rezende, Mohamed & Wierstra (2014), arXiv:1401.4082.
+    """
+
+    def __init__(self, columns: Sequence[Column], config: TrainConfig) -> None:
+        super().__init__()
+        self.columns = len(columns)
+        self.latent = config.latent or min(LARGEST_LATENT, self.columns)
+        self.discrete = [c.kind in ("binary", "categorical") for c in columns]
+        self.input = TableInput(columns)
+        self.encoder = MLP(self.input.width, config.hidden, 2 * self.latent)
+        self.likelihood = TableLikelihood(columns, continuous=config.continuous, variance=config.variance)
+        self.decoder = MLP(self.latent, config.hidden[::-1], self.likelihood.width)
+        self.prior: StandardNormal = PRIORS[config.prior](self.latent)
+
+    def posterior(self, x: Tensor, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean and log standard deviation of q(z|x), each (n, l).
+
+        Args:
+            x: Rows (n, m), NaN = missing.
+            jitter: Added to the network's input (n, d): the noise of a denoising VAE (Im et al. 2017,
+                arXiv:1511.06406).
+
+        Raises:
+            ShapeError: The rows have another number of columns than the model.
+        """
+        if x.dim() != 2 or x.shape[1] != self.columns:
+            raise ShapeError(
+                f"rows must have shape (n, {self.columns}), got {tuple(x.shape)}. Encode them by the schema."
+            )
+        entered = self.input(x) if jitter is None else self.input(x) + jitter
+        mean, log_scale = self.encoder(entered).chunk(2, -1)
+        return mean, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
+
+    def log_px_given_z(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x_c|z), (k, n, m), for rows (n, m) and codes (k, n, l); 0 where missing."""
+        return self.likelihood.log_prob(self.decoder(z), x)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Return expected cells, encoded, (..., m), for codes (..., l)."""
+        return self.likelihood.mean(self.decoder(z))
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return n rows drawn from the model, encoded, (n, m), computed on the CPU.
+
+        Args:
+            n: Rows to draw.
+            generator: Source of randomness.
+        """
+        z = self.prior.sample(n, generator)
+        return self.likelihood.sample(self.decoder(z), generator)
+
+
+def active_units(means: Tensor, threshold: float = 0.01) -> int:
+    """Return the number of latent dimensions whose posterior mean varies over rows (n, l) by more than the threshold.
+
+    References:
+        Burda et al. (2016), arXiv:1509.00519, section 5.2.
+    """
+    return int((means.var(0, correction=0) > threshold).sum())

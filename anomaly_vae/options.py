@@ -1,0 +1,217 @@
+"""Settings of each verb: frozen, keyword-only, checked when made.
+
+Command-line options, TOML keys, MLflow parameters and the saved `config.json` are all read off the fields of
+these classes. Nothing here imports more than the standard library, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from .errors import ConfigError
+
+KINDS = ("continuous", "binary", "categorical", "count", "ignored")
+SCORE_KINDS = ("likelihood", "elbo", "reconstruction")
+OBJECTIVES = ("elbo", "iwae")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def _check(condition: bool, name: str, rule: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name} must {rule}, got {value!r}. Change {name} and try again.", option=name, value=value)
+
+
+def _is_integer(value: object, low: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Options:
+    """What all settings share: reading from mappings, TOML and `key=value` words; writing to a dict."""
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """Build from a mapping of field names to values.
+
+        Raises:
+            ConfigError: A name is unknown (the nearest known one is suggested) or a value is out of range.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for key in mapping:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(names)}."
+                raise ConfigError(f"an option must be one of this verb's, got {key!r}. {hint}", option=key)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Build from a TOML file whose keys are the fields of this class.
+
+        Raises:
+            ConfigError: The file is absent, is not TOML, or holds an unknown key or a bad value.
+        """
+        try:
+            mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"the configuration must be a readable file, got {str(path)!r}. {error.strerror}."
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the configuration must be TOML, got {str(path)!r}. {error}.") from error
+        return cls.from_mapping(mapping)
+
+    def updated(self, words: Iterable[str]) -> Self:
+        """Return a copy with `key=value` words applied; values are TOML, bare words are strings.
+
+        Example:
+            >>> TrainConfig().updated(["latent=4", "score_kind=elbo"]).latent
+            4
+        """
+        changes: dict[str, Any] = {}
+        for word in words:
+            key, separator, text = word.partition("=")
+            if not separator:
+                raise ConfigError(f"a setting must look like key=value, got {word!r}. Write for example latent=8.")
+            try:
+                changes[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            except tomllib.TOMLDecodeError:
+                changes[key.strip()] = text.strip()
+        return type(self).from_mapping({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values; `from_mapping` is the inverse."""
+        values = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Options):
+    """How a detector is trained. The defaults are meant to be left alone.
+
+    Example:
+        >>> TrainConfig(latent=2).score_kind
+        'likelihood'
+    """
+
+    columns: dict[str, str] = _option({}, f"declared kinds, name = one of {', '.join(KINDS)}; the rest is inferred")
+    score_kind: str = _option("likelihood", f"what the score is: {', '.join(SCORE_KINDS)}")
+    k: int = _option(16, "posterior samples per row when scoring, one of calibration_k")
+    calibration_k: tuple[int, ...] = _option((1, 16, 64), "numbers of samples to calibrate for")
+    latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")
+    hidden: tuple[int, ...] = _option((128, 128), "widths of the hidden layers of encoder and decoder")
+    prior: str = _option("standard_normal", "prior over the latent: standard_normal")
+    continuous: str = _option(
+        "gaussian", "likelihood of continuous columns: gaussian (learned noise) or fixed_gaussian"
+    )
+    variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
+    objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
+    train_k: int = _option(1, "posterior samples per row in training")
+    beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
+    input_noise: float = _option(0.1, "standard deviation of the noise added to the encoder's input in training")
+    hide: float = _option(0.1, "share of cells made missing in training, so that missing ones are understood")
+    steps: int | None = _option(None, "optimiser steps; by default 2000, or three passes over the rows, at most 20000")
+    batch_size: int = _option(256, "rows per optimiser step")
+    learning_rate: float = _option(3e-3, "AdamW's step size, cosine-annealed to a twentieth")
+    weight_decay: float = _option(1e-4, "AdamW's weight decay")
+    warmup: float = _option(0.1, "share of the steps over which beta rises from 0")
+    patience: int = _option(10, "epochs without a better validation ELBO before stopping")
+    clip_norm: float = _option(10.0, "bound on the gradient's norm")
+    validation: float = _option(0.1, "share of rows held out to decide when to stop")
+    calibration: float = _option(0.2, "share of rows held out for p-values and thresholds")
+    max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
+    seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
+    device: str = _option("auto", f"where to compute: {', '.join(DEVICES)}")
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str, ...]] = {
+            "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
+            "prior": ("standard_normal",), "continuous": ("gaussian", "fixed_gaussian"),
+        }  # fmt: skip
+        for name, allowed in choices.items():
+            _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
+        for name in ("k", "train_k", "batch_size", "patience", "max_calibration_rows"):
+            _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
+        for name in ("hidden", "calibration_k"):
+            value = getattr(self, name)
+            ok = isinstance(value, tuple) and all(_is_integer(v) for v in value)
+            _check(ok, name, "be a list of integers of at least 1", value)
+        _check(
+            len(self.calibration_k) > 0,
+            "calibration_k",
+            "name at least one number of samples",
+            self.calibration_k,
+        )
+        _check(self.k in self.calibration_k, "k", f"be one of calibration_k {list(self.calibration_k)}", self.k)
+        for name in ("latent", "steps"):
+            value = getattr(self, name)
+            _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
+        _check(
+            _is_integer(self.seed, 0) and self.seed < 2**63,
+            "seed",
+            "be an integer from 0 to 2^63 - 1",
+            self.seed,
+        )
+        bounds: dict[str, tuple[Callable[[float], bool], str]] = {
+            "beta": (lambda v: v >= 0, "be a number of at least 0"),
+            "input_noise": (lambda v: v >= 0, "be a number of at least 0"),
+            "weight_decay": (lambda v: v >= 0, "be a number of at least 0"),
+            "variance": (lambda v: v > 0, "be a number above 0"),
+            "learning_rate": (lambda v: v > 0, "be a number above 0"),
+            "clip_norm": (lambda v: v > 0, "be a number above 0"),
+            "hide": (lambda v: 0 <= v <= 0.5, "be a share from 0 to 0.5"),
+            "warmup": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
+            "validation": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
+            "calibration": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
+        }
+        for name, (accept, rule) in bounds.items():
+            value = getattr(self, name)
+            _check(_is_number(value) and accept(value), name, rule, value)
+        held = self.validation + self.calibration
+        _check(held < 0.95, "validation + calibration", "leave at least 5 % of the rows for training", held)
+        _check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
+        for name, kind in self.columns.items():
+            _check(kind in KINDS, f"columns.{name}", f"be one of {', '.join(KINDS)}", kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Options):
+    """How rows are scored and flagged.
+
+    Example:
+        >>> ScoreConfig(alpha=0.01).alpha
+        0.01
+    """
+
+    alpha: float = _option(0.05, "false-alarm rate promised on normal rows")
+    fdr: float | None = _option(None, "flag the whole job under this false discovery rate instead of alpha")
+    k: int | None = _option(None, "posterior samples per row, one the model is calibrated for")
+    explain: int = _option(0, "columns named in each row's attributions; 0 = none")
+    key: tuple[str, ...] = _option((), "columns copied to the output to tell rows apart; by default the row number")
+    overwrite: bool = _option(False, "replace an output that exists")
+    batch_rows: int = _option(65_536, "rows read, scored and written at a time")
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "fdr"):
+            value = getattr(self, name)
+            ok = (value is None and name == "fdr") or (_is_number(value) and 0 < value < 1)
+            _check(ok, name, "be a number between 0 and 1", value)
+        _check(self.k is None or _is_integer(self.k), "k", "be an integer of at least 1", self.k)
+        _check(_is_integer(self.explain, 0), "explain", "be an integer of at least 0", self.explain)
+        _check(_is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)

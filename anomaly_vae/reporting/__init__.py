@@ -1,0 +1,1 @@
+"""Pictures of results. Result values in, figures out; nothing here computes a score."""

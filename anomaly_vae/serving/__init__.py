@@ -1,0 +1,1 @@
+"""Detectors as MLflow models: saved, tracked, registered, served, and run over files."""

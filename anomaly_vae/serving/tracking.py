@@ -1,0 +1,350 @@
+"""Training, tracking and registering as one step; loading by URI.
+
+Runs are kept in `mlruns/mlflow.db` under the current folder and artifacts in `mlruns/artifacts`, unless
+MLFLOW_TRACKING_URI or an earlier `mlflow.set_tracking_uri` says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
+
+from ..detection.detector import Detector
+from ..errors import ArtifactError, ConfigError, ShapeError
+from ..estimator import Fit, fit_detector
+from ..evaluation.metrics import Ranking, auroc_ap
+from ..options import ScoreConfig, TrainConfig
+from ..reporting.figures import score_histogram, training_curves
+from . import flavor
+
+if TYPE_CHECKING:
+    from ..training import Epoch
+
+ALIAS = "champion"
+FLUSH_SECONDS = 2.0
+PARAM_LENGTH = 6000  # MLflow's own bound on a parameter's text
+NOISY = ("mlflow", "alembic", "alembic.runtime.migration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A new version of a model in the registry.
+
+    Attributes:
+        uri: `models:/name/version`.
+        name: Name in the registry.
+        version: Its version.
+        run_id: The run that made it.
+        champion: Whether it carries the alias `champion`.
+        detector: The model.
+        fit: How training went, if it was trained.
+        ranking: AUROC and average precision on held-out rows, if labels were given.
+    """
+
+    uri: str
+    name: str
+    version: str
+    run_id: str
+    champion: bool
+    detector: Detector
+    fit: Fit | None = None
+    ranking: Ranking | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A detector and where it came from, with an alias resolved to the version it stands for."""
+
+    detector: Detector
+    uri: str
+
+
+def connect() -> str:
+    """Point MLflow at this folder's tracking database, unless it is told otherwise, and return the URI."""
+    if not mlflow.is_tracking_uri_set():
+        _default_root().mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(_default_uri())
+    return str(mlflow.get_tracking_uri())
+
+
+def train_and_register(
+    frame: pd.DataFrame,
+    config: TrainConfig,
+    *,
+    name: str,
+    labels: NDArray[np.bool_] | None = None,
+    source: str | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> Registered:
+    """Train a detector, record the run, and register the model.
+
+    Args:
+        frame: Rows, without their label.
+        config: How to train.
+        name: Name in the registry; a new version is added to it.
+        labels: True for rows known to be anomalous, shape (n,). They are left out of training; AUROC and average
+            precision compare them with the normal rows that were held out for calibration.
+        source: Where the rows came from, for the record.
+        checkpoint: File that an interrupted training goes on from; removed once the model is registered.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ConfigError: The name cannot be used in the registry.
+        ShapeError: The labels leave no normal row.
+    """
+    check_name(name)
+    normal = np.ones(len(frame), dtype=bool) if labels is None else ~np.asarray(labels, dtype=bool)
+    if not normal.any():
+        raise ShapeError("the table must have normal rows to learn from, got labels that are all true. Check --label.")
+    rows = frame[normal]
+    with quiet(), _run(name) as run_id:
+        epochs = _EpochLog(run_id)
+        fit = fit_detector(rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress)
+        epochs.flush(fit.history)
+        _log_settings(fit.detector.config, rows, name, source)
+        held = rows.iloc[fit.split["calibration"]]
+        ranking = None
+        if len(held):
+            ranking = _log_scores(fit.detector, held, frame[~normal])
+        mlflow.log_figure(training_curves(fit.history), "figures/training.png")
+        registered = _register(fit.detector, name, run_id)
+        if ranking is not None:
+            metrics = {k: v for k, v in ranking.to_dict().items() if k not in ("level", "n_normal", "n_anomalous")}
+            mlflow.log_metrics(metrics)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return replace(registered, fit=fit, ranking=ranking)
+
+
+def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
+    """Give a registered model a new calibration, without training, as a new version.
+
+    Args:
+        uri: `models:/name/version` or `models:/name@alias`.
+        frame: Normal rows that the model was not trained on.
+
+    Raises:
+        ArtifactError: The URI names no model.
+        ConfigError: The URI is not of the registry.
+        CalibrationError: The rows are too few.
+    """
+    loaded = load(uri)
+    name = registry_name(loaded.uri)
+    detector = loaded.detector.calibrate(frame)
+    with quiet(), _run(name) as run_id:
+        mlflow.log_params({"calibrated_from": loaded.uri, "calibration_rows": len(frame)})
+        return _register(detector, name, run_id)
+
+
+def checkpoint_path(
+    name: str, frame: pd.DataFrame, config: TrainConfig, labels: NDArray[np.bool_] | None = None
+) -> Path:
+    """Return where an unfinished training of these rows under these settings keeps its state."""
+    digest = hashlib.sha256(json.dumps([config.to_dict(), list(map(str, frame.columns))], sort_keys=True).encode())
+    digest.update(pd.util.hash_pandas_object(frame.astype(str), index=False).to_numpy().tobytes())
+    digest.update(b"" if labels is None else np.asarray(labels).tobytes())
+    return _default_root() / "checkpoints" / f"{name}-{digest.hexdigest()[:16]}.safetensors"
+
+
+def load(uri: str) -> Loaded:
+    """Load a detector and resolve its URI to a version.
+
+    Args:
+        uri: `models:/name/version`, `models:/name@alias`, `runs:/id/model`, or a folder.
+
+    Raises:
+        ArtifactError: There is no such model, or it is damaged.
+    """
+    path = Path(uri)
+    if path.is_dir():
+        own = (path / "config.json").is_file()  # what Detector.save wrote, without MLflow's files around it
+        return Loaded(detector=Detector.load(path) if own else flavor.load_model(uri), uri=uri)
+    if not re.match(r"[a-z][a-z0-9+.-]*:", uri):
+        raise ArtifactError(
+            f"the model must be a URI such as models:/name@champion or a folder, got {uri!r}. Check the name.", uri=uri
+        )
+    if not mlflow.is_tracking_uri_set() and not (_default_root() / "mlflow.db").exists():
+        raise ArtifactError(
+            f"the model must be in a registry, got {uri!r}, and there is no mlruns/mlflow.db in this folder. Change to the "
+            "folder the model was trained in, or set MLFLOW_TRACKING_URI.",
+            uri=uri,
+        )
+    with quiet():
+        connect()
+        try:
+            resolved = resolve(uri)
+            return Loaded(detector=flavor.load_model(resolved), uri=resolved)
+        except (MlflowException, OSError) as error:
+            reason = str(error).strip().splitlines()[0].removeprefix("RESOURCE_DOES_NOT_EXIST: ")
+            raise ArtifactError(
+                f"the model must be one that MLflow can find, got {uri!r} ({reason}). Tracking is at "
+                f"{mlflow.get_tracking_uri()}.",
+                uri=uri,
+            ) from error
+
+
+def resolve(uri: str) -> str:
+    """Return a registry URI with its alias replaced by the version; other URIs as they are."""
+    name, alias = _registry_parts(uri)
+    if name is None or alias is None:
+        return uri
+    return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+
+
+def registry_name(uri: str) -> str:
+    """Return the registered name in a URI.
+
+    Raises:
+        ConfigError: The URI is not of the registry.
+    """
+    name, _ = _registry_parts(uri)
+    if name is None:
+        raise ConfigError(f"the model must be a registered one, models:/name/version, got {uri!r}. Register it first.")
+    return name
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that the registry or its URIs cannot carry.
+
+    Raises:
+        ConfigError: The name is empty or has a character with a meaning in URIs.
+    """
+    if not name.strip() or re.search(r"[/:@#?%\s]", name):
+        raise ConfigError(
+            f"a model's name must have no space and none of / : @ # ? %, got {name!r}. Use letters, digits, - and _.",
+            name=name,
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep MLflow's notes (database migrations, registry chatter) off the user's screen; errors still show."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _EpochLog:
+    """Metrics of epochs, written every few seconds: a database write per epoch would slow small trainings down."""
+
+    def __init__(self, run_id: str) -> None:
+        self.client, self.run_id = mlflow.MlflowClient(), run_id
+        self.written: set[int] = set()
+        self.pending: list[Epoch] = []
+        self.last = time.monotonic()
+
+    def add(self, epoch: Epoch) -> None:
+        self.pending.append(epoch)
+        if time.monotonic() - self.last > FLUSH_SECONDS:
+            self.flush(self.pending)
+
+    def flush(self, history: Sequence[Epoch]) -> None:
+        """Write what is not written yet; a resumed run's earlier epochs come with its whole history."""
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(f"train/{field}", float(value), now, epoch.step)
+            for epoch in history
+            if epoch.step not in self.written
+            for field, value in vars(epoch).items()
+            if field not in ("step", "epoch") and math.isfinite(value)
+        ]
+        for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        self.written.update(epoch.step for epoch in history)
+        self.pending, self.last = [], time.monotonic()
+
+
+def _default_root() -> Path:
+    return Path.cwd() / "mlruns"
+
+
+def _default_uri() -> str:
+    return f"sqlite:///{_default_root() / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def _run(name: str) -> Iterator[str]:
+    """A run in the experiment of that name, or the run that `mlflow run` has opened for this process."""
+    uri = connect()
+    if "MLFLOW_RUN_ID" not in os.environ:
+        if mlflow.get_experiment_by_name(name) is None:
+            local = (_default_root() / "artifacts" / name).as_uri() if uri == _default_uri() else None
+            mlflow.create_experiment(name, artifact_location=local)
+        mlflow.set_experiment(name)
+    with mlflow.start_run() as run:
+        yield run.info.run_id
+
+
+def _log_settings(config: TrainConfig, rows: pd.DataFrame, name: str, source: str | None) -> None:
+    settings = config.to_dict()
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    mlflow.log_params({f"config.{key}": text for key, text in texts.items() if len(text) <= PARAM_LENGTH})
+    mlflow.log_dict(settings, "config.json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a hint about whole numbers with gaps, which the schema handles
+        mlflow.log_input(mlflow.data.from_pandas(rows, source=source, name=name), context="training")
+
+
+def _log_scores(detector: Detector, held: pd.DataFrame, anomalous: pd.DataFrame) -> Ranking | None:
+    """Log where the scores of held-out rows lie; rank them against rows labelled anomalous if there are any."""
+    alpha = max(ScoreConfig.alpha, 1 / (detector.calibration.rows + 1))  # a small table cannot promise less
+    normal = detector.score_frame(held, alpha=alpha)["anomaly_score"].to_numpy()
+    ranking, labels, scores = None, None, normal
+    if len(anomalous):
+        scores = np.concatenate([normal, detector.score_frame(anomalous, alpha=alpha)["anomaly_score"]])
+        labels = np.arange(len(scores)) >= len(normal)
+        ranking = auroc_ap(labels, scores)
+    mlflow.log_figure(score_histogram(scores, detector.threshold(alpha), labels), "figures/scores.png")
+    return ranking
+
+
+def _register(detector: Detector, name: str, run_id: str) -> Registered:
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+    ):  # MLflow prints there, past logging
+        info = flavor.log_model(detector, registered_model_name=name)
+    version = str(info.registered_model_version)
+    client = mlflow.MlflowClient()
+    aliases: Mapping[str, Any] = client.get_registered_model(name).aliases
+    if ALIAS not in aliases:
+        client.set_registered_model_alias(name, ALIAS, version)
+    return Registered(
+        uri=f"models:/{name}/{version}",
+        name=name,
+        version=version,
+        run_id=run_id,
+        champion=aliases.get(ALIAS, version) == version,
+        detector=detector,
+    )
+
+
+def _registry_parts(uri: str) -> tuple[str | None, str | None]:
+    """Name and alias in a registry URI; (None, None) for any other."""
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/]+)|/[^/]+)", uri)
+    return (match[1], match[2]) if match else (None, None)

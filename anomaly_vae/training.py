@@ -1,0 +1,358 @@
+"""Tensors and a model in, a trained model out.
+
+The whole data set lies on the device as one tensor; a step picks rows by index. An epoch is the interval between
+two looks at the validation rows: one pass, but at least 25 and at most 250 steps, so that neither a small table is
+looked at after every step nor a large one hardly ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import ConfigError, TrainingError, TrainingWarning
+from .models import bounds
+from .models.vae import VAE, active_units
+from .options import TrainConfig
+
+VALIDATION_SAMPLES = 8
+VALIDATION_ROWS = 4096
+CHECKPOINT_SECONDS = 2.0
+SMALL_PRODUCT = 1 << 17
+REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of extreme size."
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to; all but beta, counts and seconds in nats a row, in the user's units.
+
+    Attributes:
+        epoch: Number, from 1.
+        step: Optimiser steps so far.
+        loss: Mean training loss.
+        elbo: Mean training ELBO.
+        kl: Mean Monte-Carlo KL.
+        reconstruction: Mean expected log p(x|z).
+        validation_elbo: Mean ELBO of the validation rows (of the training rows where none are held out).
+        active_units: Latent dimensions in use on the validation rows.
+        beta: Weight of the KL term.
+        seconds: Time since training started.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    elbo: float
+    kl: float
+    reconstruction: float
+    validation_elbo: float
+    active_units: int
+    beta: float
+    seconds: float
+
+
+@dataclass
+class _State:
+    """Everything that a resumed run must find as it was."""
+
+    model: VAE
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    best: dict[str, Tensor]
+    history: list[Epoch]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How long to train: steps in all, in epochs of equal length."""
+
+    steps: int
+    steps_per_epoch: int
+
+    @classmethod
+    def of(cls, n: int, config: TrainConfig) -> _Plan:
+        one_pass = math.ceil(n / config.batch_size)
+        return cls(config.steps or min(max(2000, 3 * one_pass), 20_000), min(max(one_pass, 25), 250))
+
+    @property
+    def epochs(self) -> int:
+        return math.ceil(self.steps / self.steps_per_epoch)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for a `TrainConfig.device`.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(d for d in ("cuda", "mps", "cpu") if present[d]))
+    if not present[name]:
+        raise ConfigError(f"device must be one that is present, got {name!r}. Use auto or cpu.", device=name)
+    return torch.device(name)
+
+
+def fit(
+    model: VAE,
+    x: Tensor,
+    *,
+    validation: Tensor,
+    config: TrainConfig,
+    weights: Tensor | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool = False,
+) -> list[Epoch]:
+    """Train a model in place and leave it with the weights of the best validation ELBO.
+
+    Args:
+        model: Model, freshly made.
+        x: Training rows, encoded, shape (n, m).
+        validation: Rows that decide when to stop, shape (v, m); empty to train for all steps.
+        config: Settings of the objective and the optimiser.
+        weights: Weight of each row in the loss, shape (n,); their mean is made 1.
+        checkpoint: File that holds the state of an unfinished run. If it exists, training goes on from there and
+            ends as it would have without the interruption.
+        on_epoch: Called after each epoch.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        One `Epoch` for each, in order.
+
+    Raises:
+        TrainingError: The loss became NaN or infinite, or the checkpoint is of another run.
+        ConfigError: The device is not there, or all weights are 0.
+    """
+    device = resolve_device(config.device)
+    model.to(device).train()
+    x, validation = x.to(device), validation[:VALIDATION_ROWS].to(device)
+    if weights is not None:
+        if not weights.sum() > 0:
+            raise ConfigError("sample_weight must be positive for some training row, got zeros. Give other weights.")
+        weights = (weights / weights.mean()).to(device=device, dtype=x.dtype)
+    plan = _Plan.of(len(x), config)
+    state = _State(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+        torch.Generator(device).manual_seed(config.seed),
+        {},
+        [],
+    )
+    fingerprint = _fingerprint(x, validation, weights, config) if checkpoint else ""
+    if checkpoint and checkpoint.exists():
+        _restore(state, checkpoint, fingerprint)
+    earlier = state.history[-1].seconds if state.history else 0.0
+    start = saved = time.perf_counter()
+    with _progress(plan.epochs, progress) as advance, _threads_worth(config, device):
+        for done in state.history:
+            advance(done)
+        while not _finished(state.history, plan.epochs, config, early=len(validation) > 0):
+            sums = _run_epoch(state, x, weights, config, plan)
+            held = validation if len(validation) else x[:VALIDATION_ROWS]
+            epoch = _summary(state, sums, held, config, plan, earlier + time.perf_counter() - start)
+            if epoch.validation_elbo >= max((e.validation_elbo for e in state.history), default=-math.inf):
+                state.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            state.history.append(epoch)
+            if checkpoint and (time.perf_counter() - saved > CHECKPOINT_SECONDS or len(state.history) == 1):
+                _save(state, checkpoint, fingerprint)
+                saved = time.perf_counter()
+            advance(epoch)
+            if on_epoch:
+                on_epoch(epoch)
+    model.load_state_dict(state.best)
+    model.eval()
+    best = max(state.history, key=lambda e: e.validation_elbo)
+    if best.active_units == 0:
+        warnings.warn(
+            "the posterior collapsed: no latent dimension is in use, so each column is modelled by itself, by one "
+            "plain distribution. If columns depend on each other or have several peaks, raise warmup "
+            "(--set warmup=0.5), lower beta, or train longer (--set steps=10000).",
+            TrainingWarning,
+            stacklevel=2,
+        )
+    return state.history
+
+
+def _run_epoch(state: _State, x: Tensor, weights: Tensor | None, config: TrainConfig, plan: _Plan) -> Tensor:
+    """Take the steps of one epoch; return the means of (loss, ELBO, KL, reconstruction)."""
+    model, generator, n = state.model, state.generator, len(x)
+    first = len(state.history) * plan.steps_per_epoch
+    steps = min(plan.steps_per_epoch, plan.steps - first)
+    size = min(config.batch_size, n)
+    passes = math.ceil(steps * size / n)
+    order = torch.cat([torch.randperm(n, generator=generator, device=x.device) for _ in range(passes)])
+    sums = torch.zeros(4, device=x.device)
+    for i in range(steps):
+        beta, rate = schedule(first + i, plan.steps, config)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        rows = order[i * size : (i + 1) * size]
+        batch = _with_hidden_cells(x[rows], config.hide, generator)
+        noise = torch.randn(config.train_k, len(batch), model.latent, generator=generator, device=x.device)
+        jitter = None
+        if config.input_noise:
+            shape = (len(batch), model.input.width)
+            jitter = config.input_noise * torch.randn(shape, generator=generator, device=x.device)
+        t = bounds.terms(model, batch, noise, posterior=model.posterior(batch, jitter))
+        kl, reconstruction = bounds.kl(t), bounds.reconstruction(t)
+        if config.objective == "iwae":
+            objective = bounds.importance_weighted_bound(t.log_weights)
+        else:
+            objective = bounds.beta_elbo(t, beta)
+        loss = -(objective if weights is None else objective * weights[rows]).mean()
+        state.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        state.optimizer.step()
+        with torch.no_grad():
+            sums += torch.stack([loss, (reconstruction - kl).mean(), kl.mean(), reconstruction.mean()]) / steps
+    return sums
+
+
+def _with_hidden_cells(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return the rows (n, m) with cells made missing in half of them, so that the encoder knows both kinds of row."""
+    if share == 0:
+        return batch
+    chance = 2 * share * (torch.rand(len(batch), 1, generator=generator, device=batch.device) < 0.5)
+    hidden = torch.rand(batch.shape, generator=generator, device=batch.device) < chance
+    return batch.masked_fill(hidden, torch.nan)
+
+
+def schedule(step: int, total: int, config: TrainConfig) -> tuple[float, float]:
+    """Return beta (linear warm-up) and the learning rate (cosine to a twentieth) at a step."""
+    warm = config.warmup * total
+    beta = config.beta * min(1.0, (step + 1) / warm) if warm >= 1 else config.beta
+    share = min(1.0, step / max(1, total - 1))
+    return beta, config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _summary(state: _State, sums: Tensor, held: Tensor, config: TrainConfig, plan: _Plan, seconds: float) -> Epoch:
+    loss, elbo, kl, reconstruction = sums.tolist()
+    number = len(state.history) + 1
+    if not math.isfinite(loss):
+        raise TrainingError(f"the training loss must be finite, got {loss} in epoch {number}. {REMEDY}", epoch=number)
+    model = state.model.eval()
+    noise = torch.randn(VALIDATION_SAMPLES, model.latent, generator=torch.Generator().manual_seed(config.seed))
+    with torch.no_grad():
+        t = bounds.terms(model, held, noise.to(held.device))
+        validation_elbo = float(bounds.elbo(t.log_weights).mean())
+    model.train()
+    if not math.isfinite(validation_elbo):
+        raise TrainingError(
+            f"the validation ELBO must be finite, got {validation_elbo} in epoch {number}. {REMEDY}",
+            epoch=number,
+        )
+    step = min(number * plan.steps_per_epoch, plan.steps)
+    beta, _ = schedule(step - 1, plan.steps, config)
+    return Epoch(
+        epoch=number, step=step, loss=loss, elbo=elbo, kl=kl, reconstruction=reconstruction, seconds=seconds,
+        validation_elbo=validation_elbo, active_units=active_units(t.mean), beta=beta,
+    )  # fmt: skip
+
+
+def _finished(history: list[Epoch], epochs: int, config: TrainConfig, *, early: bool) -> bool:
+    if len(history) >= epochs:
+        return True
+    if not early or len(history) <= config.warmup * epochs:
+        return False
+    best = max(range(len(history)), key=lambda i: history[i].validation_elbo)
+    return len(history) - 1 - best >= config.patience
+
+
+def _fingerprint(x: Tensor, validation: Tensor, weights: Tensor | None, config: TrainConfig) -> str:
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for tensor in (x, validation, weights):
+        if tensor is not None:
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save(state: _State, path: Path, fingerprint: str) -> None:
+    tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in state.best.items()}
+    for i, slot in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in slot.items()}
+    tensors["generator"] = state.generator.get_state()
+    facts = {"fingerprint": fingerprint, "history": json.dumps([asdict(e) for e in state.history])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, aside, metadata=facts)
+    aside.replace(path)
+
+
+def _restore(state: _State, path: Path, fingerprint: str) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(
+            f"checkpoint {path.name!r} must be readable, got an error: {error}. Delete it to start anew."
+        ) from error
+    if facts.get("fingerprint") != fingerprint:
+        raise TrainingError(
+            f"checkpoint {path.name!r} must be of the same data and settings, got another run's. "
+            "Delete it, or name another checkpoint."
+        )
+    part = {
+        p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+        for p in ("model.", "best.", "optimizer.")
+    }
+    state.model.load_state_dict(part["model."])
+    state.best = part["best."]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in part["optimizer."].items():
+        index, key = name.split(".", 1)
+        slots.setdefault(int(index), {})[key] = value
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
+    state.generator.set_state(tensors["generator"])
+    state.history = [Epoch(**e) for e in json.loads(facts["history"])]
+
+
+@contextmanager
+def _threads_worth(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Train small networks on one thread: a second one gains nothing on products of this size, and costs a factor of
+    ten and more where the machine's cores are busy, since each of its thousand short waits spins for a core."""
+    before = torch.get_num_threads()
+    if device.type == "cpu" and config.batch_size * config.train_k * max(config.hidden, default=1) <= SMALL_PRODUCT:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress(epochs: int, shown: bool) -> Iterator[Callable[[Epoch], None]]:
+    if not shown:
+        yield lambda epoch: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=epochs, facts="")
+
+        def advance(epoch: Epoch) -> None:
+            facts = (
+                f"ELBO {epoch.validation_elbo:.2f}  KL {epoch.kl:.2f}  "
+                f"reconstruction {epoch.reconstruction:.2f}  active {epoch.active_units}"
+            )
+            bar.update(task, advance=1, facts=facts)
+
+        yield advance
+        bar.update(task, completed=epochs)

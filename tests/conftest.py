@@ -1,0 +1,43 @@
+"""Small data and one small trained detector, shared by all tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from anomaly_vae import Detector, TrainConfig, fit_detector
+
+
+def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:
+    """A table with every kind of column, dependent columns, and missing cells."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=n)
+    city = rng.choice(["Oslo", "Rome", "Lima"], size=n, p=[0.5, 0.3, 0.2])
+    frame = pd.DataFrame(
+        {
+            "height": 170 + 10 * a,
+            "weight": 70 + 8 * a + 2 * rng.normal(size=n),
+            "member": a + rng.normal(size=n) > 0,
+            "city": city,
+            "visits": rng.poisson(np.exp(0.5 * a + (city == "Oslo"))),
+        }
+    )
+    frame.loc[rng.random(n) < 0.1, "weight"] = np.nan
+    frame.loc[rng.random(n) < 0.1, "city"] = None
+    return frame
+
+
+@pytest.fixture(scope="session")
+def training_rows() -> pd.DataFrame:
+    return mixed_frame(600)
+
+
+@pytest.fixture(scope="session")
+def fresh_rows() -> pd.DataFrame:
+    return mixed_frame(300, seed=1)
+
+
+@pytest.fixture(scope="session")
+def detector(training_rows: pd.DataFrame) -> Detector:
+    return fit_detector(training_rows, TrainConfig(steps=600, hidden=(32,), learning_rate=0.01)).detector

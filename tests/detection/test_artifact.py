@@ -1,0 +1,146 @@
+"""A saved detector is the same detector in a fresh process, and a changed one is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from anomaly_vae import Detector, TrainConfig, fit_detector
+from anomaly_vae.errors import ArtifactError, OutputExistsError
+
+
+@pytest.fixture
+def folder(tmp_path, detector):
+    detector.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_files_are_json_and_safetensors(folder):
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "golden.json", "model.safetensors"]
+    json.loads((folder / "config.json").read_text())
+    load_file(folder / "model.safetensors")
+
+
+def test_a_fresh_process_gives_the_same_bits(folder, detector, fresh_rows, tmp_path):
+    fresh_rows.to_parquet(tmp_path / "rows.parquet")
+    code = (
+        "import sys, pandas as pd; from anomaly_vae import Detector; "
+        "out = Detector.load(sys.argv[1]).score_frame(pd.read_parquet(sys.argv[2]), explain=2); "
+        "out.to_parquet(sys.argv[3])"
+    )
+    paths = [folder, tmp_path / "rows.parquet", tmp_path / "out.parquet"]
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True)
+    got, here = pd.read_parquet(paths[2]), detector.score_frame(fresh_rows, explain=2)
+    np.testing.assert_array_equal(got["anomaly_score"], here["anomaly_score"])
+    assert got["attributions"].tolist() == here["attributions"].tolist()
+    assert Detector.load(folder).digest == detector.digest
+
+
+def test_no_training_row_is_in_it(folder, training_rows):
+    golden = json.loads((folder / "golden.json").read_text())
+    exact = set(training_rows["height"])
+    assert not any(row["height"] in exact for row in golden["rows"])
+
+
+def change_config(folder, change):
+    facts = json.loads((folder / "config.json").read_text())
+    change(facts)
+    (folder / "config.json").write_text(json.dumps(facts))
+
+
+def tamper_weights(folder):
+    arrays = load_file(folder / "model.safetensors")
+    arrays["model.decoder.linear.weight"] = arrays["model.decoder.linear.weight"] + 1e-3
+    save_file(arrays, folder / "model.safetensors")
+
+
+TAMPERINGS = {
+    "weights": (tamper_weights, "model.safetensors must be as it was saved"),
+    "truncated": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+        "model.safetensors must be as it was saved",
+    ),
+    "schema": (
+        lambda f: change_config(f, lambda c: c["schema"]["columns"][0].update(center=0.0)),
+        "settings or schema were changed",
+    ),
+    "golden": (lambda f: (f / "golden.json").write_text("{}"), "golden.json must be as it was saved"),
+    "absent": (lambda f: (f / "model.safetensors").unlink(), "must have the file model.safetensors"),
+    "no json": (
+        lambda f: (f / "config.json").write_text("{"),
+        "config.json must be JSON, got a damaged file",
+    ),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json must be a JSON object"),
+    "newer": (
+        lambda f: change_config(f, lambda c: c.update(format_version=99, package_version="9.0")),
+        "must be of format 1 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
+    ),
+    "no version": (
+        lambda f: change_config(f, lambda c: c.pop("format_version")),
+        "must state a format version",
+    ),
+    "no schema": (lambda f: change_config(f, lambda c: c.pop("schema")), "must be as it was saved"),
+}
+
+
+@pytest.mark.parametrize("tampering", TAMPERINGS)
+def test_a_changed_artifact_is_refused(folder, tampering):
+    change, message = TAMPERINGS[tampering]
+    change(folder)
+    with pytest.raises(ArtifactError, match=message):
+        Detector.load(folder)
+
+
+def test_golden_rows_catch_a_consistent_forgery(folder, monkeypatch):
+    """With all digests made right again, changed weights still do not score the golden rows as before."""
+    from anomaly_vae.detection import artifact
+
+    tamper_weights(folder)
+    content = (folder / "model.safetensors").read_bytes()
+
+    def redo(facts):
+        facts["sha256"]["model.safetensors"] = artifact.hashlib.sha256(content).hexdigest()
+        facts["digest"] = artifact._digest(facts["config"], facts["schema"], content)
+
+    change_config(folder, redo)
+    with pytest.raises(ArtifactError, match="must score its golden rows as when it was saved"):
+        Detector.load(folder)
+
+
+def test_saving_never_overwrites_and_leaves_nothing_half_written(folder, detector, monkeypatch, tmp_path):
+    with pytest.raises(OutputExistsError, match="must be new or empty"):
+        detector.save(folder)
+    from anomaly_vae.detection import artifact
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(artifact.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        detector.save(tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_recalibration_changes_the_p_values_alone(detector, fresh_rows):
+    again = detector.calibrate(fresh_rows)
+    before, after = detector.score_frame(fresh_rows), again.score_frame(fresh_rows)
+    np.testing.assert_array_equal(before["anomaly_score"], after["anomaly_score"])
+    assert again.calibration.rows == 300
+    assert again.digest != detector.digest
+    assert after["is_anomaly"].mean() == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore::anomaly_vae.errors.TrainingWarning")
+def test_dates_survive_the_golden_rows(tmp_path):
+    frame = pd.DataFrame({"when": pd.date_range("2024-01-01", periods=60, freq="h"), "x": np.linspace(0, 1, 60) ** 2})
+    config = TrainConfig(steps=50, hidden=(8,), columns={"when": "continuous"})
+    detector = fit_detector(frame, config).detector
+    detector.save(tmp_path / "m")
+    out = Detector.load(tmp_path / "m").score_frame(frame, explain=1, alpha=0.2)
+    assert np.isfinite(out["anomaly_score"]).all()

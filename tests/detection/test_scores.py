@@ -1,0 +1,206 @@
+"""Scores: the same row always scores the same; parts sum to the score; the error is the error."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from anomaly_vae import Detector, TrainConfig, fit_detector
+from anomaly_vae.data.cells import UNSEEN
+from anomaly_vae.data.schema import UNSEEN_FLOOR
+from anomaly_vae.detection.detector import SCORE_COLUMNS
+from anomaly_vae.detection.scores import SCORES, block_rows, score_rows, split_scores
+from anomaly_vae.errors import CalibrationError, ConfigError, DataWarning, SchemaError, ShapeError
+from tests.conftest import mixed_frame
+
+
+@pytest.mark.parametrize("k", [1, 3, 16, 64, 70])
+@pytest.mark.parametrize("kind", SCORES)
+def test_a_row_scores_the_same_bits_in_any_company(detector, fresh_rows, k, kind):
+    x = detector.encode(fresh_rows)
+    noise = detector._noise(k)
+    whole = score_rows(detector.model, x, noise=noise, kind=kind).value
+    alone = np.concatenate([score_rows(detector.model, x[i : i + 1], noise=noise, kind=kind).value for i in range(40)])
+    np.testing.assert_array_equal(whole[:40], alone)
+    for size in (7, 64, 299):
+        parts = [score_rows(detector.model, part, noise=noise, kind=kind).value for part in x.split(size)]
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(whole[order], score_rows(detector.model, x[order], noise=noise, kind=kind).value)
+
+
+def test_chunks_over_samples_do_not_change_the_score(detector, fresh_rows):
+    """k = 200 is computed in chunks; the oracle computes it at once."""
+    from anomaly_vae.models import bounds
+
+    x, noise = detector.encode(fresh_rows), detector._noise(200)
+    got = score_rows(detector.model, x, noise=noise)
+    w = bounds.terms(detector.model, x, noise).log_weights.double()
+    np.testing.assert_allclose(got.value, -bounds.importance_weighted_bound(w).numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got.ess, bounds.effective_sample_size(w).numpy(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 16, 200])
+@pytest.mark.parametrize("kind", SCORES)
+def test_parts_sum_to_the_score(detector, fresh_rows, kind, k):
+    x, noise = detector.encode(fresh_rows), detector._noise(k)
+    score = score_rows(detector.model, x, noise=noise, kind=kind).value
+    parts = split_scores(detector.model, x, noise=noise, kind=kind)
+    total = parts.columns.sum(1) + parts.latent
+    assert np.max(np.abs(total - score) / np.maximum(1, np.abs(score))) < 1e-5
+    assert (parts.columns[torch.isnan(x).numpy()] == 0).all()
+
+
+def test_the_block_depends_on_model_and_k_alone():
+    assert block_rows(1, 5) == 1024
+    assert block_rows(64, 5) == 16
+    assert block_rows(5000, 5) == 16
+    assert block_rows(1, 3000) * 3000 < 2**20
+
+
+@pytest.mark.parametrize("k", [2, 16, 200])
+def test_the_elbo_never_exceeds_the_likelihood(detector, fresh_rows, k):
+    """Jensen's inequality, row by row, for the same samples."""
+    x, noise = detector.encode(fresh_rows), detector._noise(k)
+    likelihood = score_rows(detector.model, x, noise=noise, kind="likelihood").value
+    elbo = score_rows(detector.model, x, noise=noise, kind="elbo").value
+    assert (elbo >= likelihood - 1e-6).all()
+    assert (elbo - likelihood).mean() > 1e-4
+
+
+def test_the_stated_error_covers_a_long_run(detector, fresh_rows):
+    """The estimate at k = 256 lies within three of its errors of a k = 5000 reference for nearly all rows."""
+    got = detector.log_likelihood(fresh_rows, k=256)
+    reference = detector.log_likelihood(fresh_rows, k=5000)
+    z = np.abs(got.value - reference.value) / np.hypot(got.mc_se, reference.mc_se)
+    assert (z < 3).mean() > 0.97
+
+
+def test_score_frame_columns_and_types(detector, fresh_rows):
+    frame = fresh_rows.rename(index=lambda i: f"row {i}")
+    out = detector.score_frame(frame, explain=2)
+    assert tuple(out.columns) == SCORE_COLUMNS
+    assert out.index.equals(frame.index)
+    assert out["is_anomaly"].dtype == bool
+    assert (out["score_kind"] == "likelihood").all()
+    assert np.isfinite(out[["anomaly_score", "p_value", "threshold", "mc_se", "ess"]]).all().all()
+    assert out["reliable"].tolist() == (out["ess"] >= 5).tolist()
+    np.testing.assert_array_equal(out["is_anomaly"], out["p_value"] <= 0.05)
+    np.testing.assert_array_equal(out["is_anomaly"], out["anomaly_score"] > out["threshold"])
+    one = detector.score_frame(frame, k=1)
+    assert one["mc_se"].isna().all()
+    assert one["reliable"].isna().all()
+    assert one["attributions"].isna().all()
+
+
+def test_attributions_name_the_guilty_cell_and_what_was_expected(detector):
+    rows = mixed_frame(50, seed=3).dropna()[:10]
+    broken = rows.assign(weight=200.0)
+    out = detector.score_frame(broken, explain=1)
+    for text, score, (_, row) in zip(out["attributions"], out["anomaly_score"], broken.iterrows(), strict=True):
+        reasons = json.loads(text)
+        assert [r["column"] for r in reasons] == ["weight", "(other columns)", "(latent)"]
+        assert sum(r["nats"] for r in reasons) == pytest.approx(score, rel=1e-5)
+        assert reasons[0]["value"] == 200.0
+        truth = 70 + 0.8 * (row["height"] - 170)
+        assert reasons[0]["expected"] == pytest.approx(truth, abs=6), "from the other cells, not from the broken one"
+
+
+def test_expected_categories_are_categories(detector):
+    rows = mixed_frame(80, seed=4).assign(city="Bonn")
+    out = detector.score_frame(rows, explain=5)
+    for text in out["attributions"]:
+        by_name = {r["column"]: r for r in json.loads(text)}
+        assert by_name["city"]["value"] == "Bonn"
+        assert by_name["city"]["expected"] in ("Oslo", "Rome", "Lima")
+        assert by_name["member"]["expected"] in (True, False)
+        assert isinstance(by_name["visits"]["expected"], int)
+
+
+def test_an_unseen_category_is_a_large_finite_surprise(detector):
+    rows = mixed_frame(100, seed=5).assign(city="Rome")
+    seen = detector.score_frame(rows)["anomaly_score"]
+    unseen = detector.score_frame(rows.assign(city="Bonn"))["anomaly_score"]
+    assert np.isfinite(unseen).all()
+    assert (unseen - seen).median() > 8
+    assert (unseen - seen).max() < 30
+    assert -np.log(UNSEEN_FLOOR) == pytest.approx(13.8, abs=0.1)
+    assert detector.schema.decode(detector.encode(rows.assign(city="Bonn")).numpy())["city"].eq(UNSEEN).all()
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e20])
+def test_absurd_values_score_finite_and_are_warned_of(detector, value):
+    rows = mixed_frame(5, seed=6).assign(height=value)
+    with pytest.warns(DataWarning, match="'height': 5 cells lie beyond"):
+        out = detector.score_frame(rows, explain=1)
+    assert np.isfinite(out["anomaly_score"]).all()
+    assert out["is_anomaly"].all()
+    assert all(json.loads(t)[0]["column"] == "height" for t in out["attributions"])
+
+
+def test_rows_without_a_cell_score_finite_and_are_warned_of(detector):
+    rows = pd.DataFrame({name: [None, None] for name in detector.schema.names})
+    with pytest.warns(DataWarning, match="2 rows have no observed cell"):
+        out = detector.score_frame(rows)
+    assert np.isfinite(out["anomaly_score"]).all()
+
+
+def test_one_row_and_no_rows(detector, fresh_rows):
+    assert len(detector.score_frame(fresh_rows[:1])) == 1
+    empty = detector.score_frame(fresh_rows[:0], explain=2)
+    assert tuple(empty.columns) == SCORE_COLUMNS
+    assert len(empty) == 0
+
+
+def test_a_false_discovery_rate_flags_by_the_batch(detector, fresh_rows):
+    from scipy.stats import false_discovery_control
+
+    broken = fresh_rows.copy()
+    broken.loc[broken.index[:100], "height"] = 400.0
+    out = detector.score_frame(broken, fdr=0.1)
+    wanted = false_discovery_control(out["p_value"]) <= 0.1
+    np.testing.assert_array_equal(out["is_anomaly"], wanted)
+    assert out["is_anomaly"][:100].all()
+    np.testing.assert_array_equal(out["is_anomaly"], out["anomaly_score"] > out["threshold"])
+    calm = detector.score_frame(broken.iloc[:100].assign(height=170.0), fdr=1e-6)
+    assert not calm["is_anomaly"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k": 17}, CalibrationError, "k must be one the model is calibrated for \\(1, 16, 64\\), got 17"),
+        ({"alpha": 0.001}, CalibrationError, "at least 999 calibration rows, got 120"),
+        ({"alpha": 1.5}, ConfigError, "alpha must be a number between 0 and 1"),
+        ({"fdr": 0.0}, ConfigError, "fdr must be a number between 0 and 1"),
+        ({"explain": -1}, ConfigError, "explain must be"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused(detector, fresh_rows, options, error, message):
+    with pytest.raises(error, match=message):
+        detector.score_frame(fresh_rows, **options)
+
+
+def test_wrong_rows_are_refused(detector, fresh_rows):
+    with pytest.raises(SchemaError, match="column 'city' absent"):
+        detector.score_frame(fresh_rows.drop(columns="city"))
+    with pytest.raises(ShapeError, match="must be a pandas DataFrame, got ndarray"):
+        detector.score_frame(np.zeros((3, 5)))
+    with pytest.raises(ShapeError, match=r"rows must have shape \(n, 5\), got \(2, 4\)"):
+        detector.model.posterior(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_every_score_kind_makes_a_detector(training_rows, fresh_rows, kind):
+    config = TrainConfig(steps=100, hidden=(16,), score_kind=kind, calibration_k=(4,), k=4)
+    detector: Detector = fit_detector(training_rows, config).detector
+    out = detector.score_frame(fresh_rows, explain=1)
+    assert (out["score_kind"] == kind).all()
+    assert out["ess"].isna().all() == (kind != "likelihood")
+    assert out["mc_se"].notna().all()
+    for text, score in zip(out["attributions"], out["anomaly_score"], strict=True):
+        assert sum(r["nats"] for r in json.loads(text)) == pytest.approx(score, rel=1e-5)

@@ -1,0 +1,122 @@
+"""Every likelihood sums or integrates to 1, and its gradients reach every parameter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from anomaly_vae.data.schema import Column
+from anomaly_vae.models.likelihoods import LIKELIHOODS, TableLikelihood
+from anomaly_vae.models.vae import VAE
+from anomaly_vae.options import TrainConfig
+
+COLUMNS = {
+    "gaussian": Column(name="a", kind="continuous", dtype="float64", center=3.0, scale=20.0),
+    "fixed_gaussian": Column(name="a", kind="continuous", dtype="float64", center=3.0, scale=20.0),
+    "bernoulli": Column(name="b", kind="binary", dtype="bool", categories=("False", "True"), unseen=0.01),
+    "categorical": Column(name="c", kind="categorical", dtype="string", categories=("x", "y", "z"), unseen=0.02),
+    "negative_binomial": Column(name="n", kind="count", dtype="int64", center=1.0, scale=0.5),
+}
+MIXED = [
+    Column(name="n", kind="count", dtype="int64", center=1.0, scale=0.5),
+    COLUMNS["categorical"],
+    Column(name="u", kind="continuous", dtype="float64", scale=2.0),
+    COLUMNS["bernoulli"],
+    Column(name="v", kind="continuous", dtype="float64", scale=0.5),
+]
+
+
+def test_every_registered_likelihood_is_tested():
+    assert set(COLUMNS) == set(LIKELIHOODS)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_total_probability_is_one(name):
+    column = COLUMNS[name]
+    head = LIKELIHOODS[name]([column])
+    torch.manual_seed(0)
+    distribution = head(0.5 * torch.randn(1, head.width))
+    if column.kind == "continuous":  # in the user's units: du = dx / scale
+        u = torch.linspace(-40, 40, 400_001, dtype=torch.float64)[:, None]
+        density = distribution.log_prob(u).exp()[:, 0]
+        total = torch.trapezoid(density, u[:, 0] * column.scale).item()
+    else:
+        size = 20_000 if column.kind == "count" else len(column.categories) + 1
+        total = distribution.log_prob(torch.arange(float(size))[:, None]).double().exp().sum().item()
+    assert total == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_samples_have_the_stated_mean(name):
+    head = LIKELIHOODS[name]([COLUMNS[name]])
+    torch.manual_seed(0)
+    distribution = head(0.5 * torch.randn(1, head.width).expand(40_000, -1))
+    drawn = distribution.sample(torch.Generator().manual_seed(1))
+    if COLUMNS[name].kind in ("continuous", "count"):
+        assert abs(drawn.mean() - distribution.mean[0, 0]) < 5 * drawn.std() / 200
+    else:
+        values, counts = drawn.unique(return_counts=True)
+        stated = distribution.log_prob(values[:1, None])[0, 0].exp()
+        assert values[counts.argmax()] == distribution.mean[0, 0]
+        assert counts[0].item() / 40_000 == pytest.approx(stated.item(), abs=0.03)
+
+
+def test_negative_binomial_equals_scipy_even_for_large_counts():
+    head = LIKELIHOODS["negative_binomial"]([COLUMNS["negative_binomial"]])
+    h = torch.tensor([[2.0]])
+    mean, total = np.exp(1.0 + 0.5 * 2.0), head.log_total.exp().item()
+    counts = np.array([0, 1, 7, 1000, 100_000])
+    got = torch.stack([head(h).log_prob(torch.tensor([[float(c)]]))[0, 0] for c in counts])
+    wanted = stats.nbinom(total, total / (total + mean)).logpmf(counts)
+    np.testing.assert_allclose(got.detach().numpy(), wanted, rtol=1e-5)
+
+
+def test_fixed_gaussian_is_the_textbook_loss():
+    """Minus log p is C (x - f)^2 + constant with C = 1 / (2c)."""
+    head = LIKELIHOODS["fixed_gaussian"]([COLUMNS["fixed_gaussian"]], variance=0.25)
+    loss = [-head(torch.zeros(1, 1)).log_prob(torch.tensor([[u]])).item() for u in (0.0, 1.0, 3.0)]
+    assert loss[1] - loss[0] == pytest.approx(1 / (2 * 0.25), rel=1e-5)
+    assert loss[2] - loss[0] == pytest.approx(9 / (2 * 0.25), rel=1e-5)
+
+
+def test_columns_come_back_in_their_order_and_missing_cells_contribute_nothing():
+    likelihood = TableLikelihood(MIXED)
+    torch.manual_seed(0)
+    h = torch.randn(2, likelihood.width)
+    x = torch.tensor([[3.0, 1.0, 0.2, 1.0, -0.4], [torch.nan, 3.0, torch.nan, 2.0, torch.nan]])
+    log_p = likelihood.log_prob(h, x)
+    assert log_p[1, [0, 2, 4]].tolist() == [0.0, 0.0, 0.0]
+    assert log_p[1, 1].item() == pytest.approx(np.log(0.02), rel=1e-5)
+    assert log_p[1, 3].item() == pytest.approx(np.log(0.01), rel=1e-5)
+    moved = x.clone()
+    moved[0, 2] += 0.5
+    changed = (likelihood.log_prob(h, moved) != log_p)[0]
+    assert changed.tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("continuous", ["gaussian", "fixed_gaussian"])
+def test_gradients_reach_every_parameter(continuous):
+    torch.manual_seed(0)
+    model = VAE(MIXED, TrainConfig(hidden=(8, 8), latent=3, continuous=continuous))
+    for parameter in model.parameters():  # the last layers start at zero, which stops gradients before the first step
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.tensor([[3.0, 1.0, 0.2, 1.0, -0.4], [0.0, 2.0, 1.0, 0.0, 0.3]])
+    from anomaly_vae.models import bounds
+
+    t = bounds.terms(model, x, torch.randn(4, 2, 3))
+    (-bounds.elbo(t.log_weights)).mean().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_a_masked_column_is_marginalised():
+    """With one column hidden, log p equals that of the model of the other columns, for the same codes."""
+    likelihood = TableLikelihood(MIXED)
+    h = torch.randn(6, 1, likelihood.width, generator=torch.Generator().manual_seed(0))
+    x = torch.tensor([[3.0, 1.0, 0.2, 1.0, -0.4]])
+    hidden = x.clone()
+    hidden[0, 1] = torch.nan
+    full, part = likelihood.log_prob(h, x), likelihood.log_prob(h, hidden)
+    torch.testing.assert_close(part.sum(-1), full[..., [0, 2, 3, 4]].sum(-1))
