@@ -3,6 +3,8 @@
 What costs seconds to import (torch, pandas, mlflow) is imported inside the verbs, so that `--help` is instant.
 """
 
+# ruff: noqa: D301 - click reads the backspace in a docstring as "keep these lines apart"
+
 from __future__ import annotations
 
 import contextlib
@@ -366,13 +368,13 @@ def _training_summary(made: Registered) -> str:
     schema, split = made.detector.schema, {name: len(rows) for name, rows in made.fit.split.items()}
     best = max(made.fit.history, key=lambda epoch: epoch.validation_elbo)
     lines = [
-        f"Trained on {split['train']:,} rows of {len(schema.modelled)} columns; {split['validation']:,} more decided when "
-        f"to stop, {split['calibration']:,} set the thresholds."
+        f"Trained on {split['train']:,} rows of {len(schema.modelled)} columns; {split['validation']:,} more decided "
+        f"when to stop, {split['calibration']:,} set the thresholds."
     ]
     lines += [f"  column {column.name!r} ignored: {column.reason}" for column in schema.ignored]
     lines.append(
-        f"Best of {len(made.fit.history)} epochs: validation ELBO {best.validation_elbo:.2f} nats a row, KL {best.kl:.2f}, "
-        f"{best.active_units} active units."
+        f"Best of {len(made.fit.history)} epochs: validation ELBO {best.validation_elbo:.2f} nats a row, "
+        f"KL {best.kl:.2f}, {best.active_units} active units."
     )
     if made.ranking:
         lines.append(_ranking_lines(made.ranking))
@@ -387,7 +389,8 @@ def _champion_line(made: Registered) -> str:
 
 def _ranking_lines(ranking: Ranking) -> str:
     return (
-        f"AUROC              {ranking.auroc:.3f}  ({ranking.level:.0%}: {ranking.auroc_low:.3f} to {ranking.auroc_high:.3f})\n"
+        f"AUROC              {ranking.auroc:.3f}  ({ranking.level:.0%}: {ranking.auroc_low:.3f} to "
+        f"{ranking.auroc_high:.3f})\n"
         f"average precision  {ranking.average_precision:.3f}  ({ranking.level:.0%}: {ranking.ap_low:.3f} to "
         f"{ranking.ap_high:.3f}), {ranking.n_anomalous:,} anomalous rows against {ranking.n_normal:,} normal ones"
     )

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
+from .models.threads import threads_worth
 from .models.vae import VAE, active_units
 from .options import TrainConfig
 
 VALIDATION_SAMPLES = 8
 VALIDATION_ROWS = 4096
 CHECKPOINT_SECONDS = 2.0
-SMALL_PRODUCT = 1 << 17
 REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of extreme size."
 
 
@@ -156,7 +156,8 @@ def fit(
         _restore(state, checkpoint, fingerprint)
     earlier = state.history[-1].seconds if state.history else 0.0
     start = saved = time.perf_counter()
-    with _progress(plan.epochs, progress) as advance, _threads_worth(config, device):
+    work = config.batch_size * config.train_k * model.largest_product
+    with _progress(plan.epochs, progress) as advance, threads_worth(work):
         for done in state.history:
             advance(done)
         while not _finished(state.history, plan.epochs, config, early=len(validation) > 0):
@@ -320,19 +321,6 @@ def _restore(state: _State, path: Path, fingerprint: str) -> None:
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     state.generator.set_state(tensors["generator"])
     state.history = [Epoch(**e) for e in json.loads(facts["history"])]
-
-
-@contextmanager
-def _threads_worth(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Train small networks on one thread: a second one gains nothing on products of this size, and costs a factor of
-    ten and more where the machine's cores are busy, since each of its thousand short waits spins for a core."""
-    before = torch.get_num_threads()
-    if device.type == "cpu" and config.batch_size * config.train_k * max(config.hidden, default=1) <= SMALL_PRODUCT:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models import bounds
+from ..models.threads import threads_worth
 from ..models.vae import VAE
 
 BLOCK_SAMPLES = 1024
@@ -119,12 +120,14 @@ def block_rows(k: int, columns: int) -> int:
     return max(step, rows // step * step)
 
 
-def _blocks(x: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(x), rows):
-        block = x[start : start + rows]
-        if len(block) < rows:
-            block = torch.cat([block, block.new_zeros(rows - len(block), x.shape[1])])
-        yield slice(start, min(start + rows, len(x))), block
+def _blocks(model: VAE, x: Tensor, k: int) -> Iterator[tuple[slice, Tensor]]:
+    rows = block_rows(k, x.shape[1])
+    with threads_worth(rows * min(k, LARGEST_CHUNK) * model.largest_product):
+        for start in range(0, len(x), rows):
+            block = x[start : start + rows]
+            if len(block) < rows:
+                block = torch.cat([block, block.new_zeros(rows - len(block), x.shape[1])])
+            yield slice(start, min(start + rows, len(x))), block
 
 
 def _sampled(
@@ -165,7 +168,7 @@ def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood"
     reduction = SCORES[kind]
     k = len(noise)
     value, error, ess = (torch.full((len(x),), torch.nan, dtype=torch.float64) for _ in range(3))
-    for rows, block in _blocks(x, block_rows(k, x.shape[1])):
+    for rows, block in _blocks(model, x, k):
         log_px, log_w = _log_densities(model, block, noise, model.posterior(block))
         kept = slice(0, rows.stop - rows.start)
         value[rows] = -reduction.bound(log_px, log_w)[kept].cpu()
@@ -193,7 +196,7 @@ def split_scores(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
     k = len(noise)
     columns = torch.zeros(x.shape, dtype=torch.float64)
     latent = torch.zeros(len(x), dtype=torch.float64)
-    for rows, block in _blocks(x, block_rows(k, x.shape[1])):
+    for rows, block in _blocks(model, x, k):
         posterior = model.posterior(block)
         log_px, log_w = _log_densities(model, block, noise, posterior)
         log_a = reduction.weights(log_w)
@@ -229,7 +232,7 @@ def expected_cells(model: VAE, x: Tensor, column: Tensor, *, noise: Tensor) -> N
     hidden[torch.arange(len(x)), column] = torch.nan
     out = torch.empty(len(x))
     discrete = torch.tensor(model.discrete, device=x.device)
-    for rows, block in _blocks(hidden, block_rows(len(noise), x.shape[1])):
+    for rows, block in _blocks(model, hidden, len(noise)):
         posterior = model.posterior(block)
         a = torch.log_softmax(_log_densities(model, block, noise, posterior)[1], 0).exp()
         kept = rows.stop - rows.start

@@ -39,6 +39,7 @@ class VAE(nn.Module):
         self.encoder = MLP(self.input.width, config.hidden, 2 * self.latent)
         self.likelihood = TableLikelihood(columns, continuous=config.continuous, variance=config.variance)
         self.decoder = MLP(self.latent, config.hidden[::-1], self.likelihood.width)
+        self.largest_product = max(p.numel() for p in self.parameters())
         self.prior: StandardNormal = PRIORS[config.prior](self.latent)
 
     def posterior(self, x: Tensor, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:

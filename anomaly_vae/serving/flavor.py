@@ -249,7 +249,8 @@ def frame_of(data: Any) -> pd.DataFrame:
     if isinstance(data, Sequence) and data and all(isinstance(row, Mapping) for row in data):
         return pd.DataFrame([{str(name): _plain(value) for name, value in row.items()} for row in data])
     raise SchemaError(
-        f"rows must come with column names, got {type(data).__name__}. Send a table with a header, or a dict of columns."
+        f"rows must come with column names, got {type(data).__name__}. "
+        "Send a table with a header, or a dict of columns."
     )
 
 
@@ -268,18 +269,18 @@ def restored(frame: pd.DataFrame, schema: Schema) -> pd.DataFrame:
         if column.dtype != "string" or column.kind == "continuous" or list(frame.columns).count(column.name) != 1:
             continue
         series = frame[column.name]
-        if pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype):
-            if texts := _texts(column):
-                known = {value: text for value, text in texts.items() if text is not None}
-                cells = series.astype(object)
-                clashes = [v for v in cells if v in texts and v not in known]
-                if clashes:
-                    raise SchemaError(
-                        f"column {column.name!r} must be sent as text, got {clashes[0]!r}, which several of its "
-                        "categories read as. Send JSON strings or Parquet.",
-                        column=column.name,
-                    )
-                changed[column.name] = cells.map(lambda v, known=known: known.get(v, v))
+        texts = _texts(column)
+        if not texts or not pd.api.types.is_numeric_dtype(series.dtype):  # which counts booleans too
+            continue
+        cells = series.astype(object)
+        clashes = [value for value in cells if texts.get(value, "") is None]
+        if clashes:
+            raise SchemaError(
+                f"column {column.name!r} must be sent as text, got {clashes[0]!r}, which several of its "
+                "categories read as. Send JSON strings or Parquet.",
+                column=column.name,
+            )
+        changed[column.name] = cells.map(lambda value, texts=texts: texts.get(value, value))
     return frame.assign(**changed) if changed else frame
 
 

@@ -184,8 +184,8 @@ def load(uri: str) -> Loaded:
         )
     if not mlflow.is_tracking_uri_set() and not (_default_root() / "mlflow.db").exists():
         raise ArtifactError(
-            f"the model must be in a registry, got {uri!r}, and there is no mlruns/mlflow.db in this folder. Change to the "
-            "folder the model was trained in, or set MLFLOW_TRACKING_URI.",
+            f"the model must be in a registry, got {uri!r}, and there is no mlruns/mlflow.db in this folder. "
+            "Change to the folder the model was trained in, or set MLFLOW_TRACKING_URI.",
             uri=uri,
         )
     with quiet():
