@@ -80,7 +80,7 @@ def fit_detector(
     fractions = {"calibration": config.calibration, "validation": config.validation}
     split = split_rows(len(frame) if key is None else key, fractions=fractions, seed=config.seed)
     rows = {name: frame.iloc[positions] for name, positions in split.items()}
-    schema = Schema.fit(rows["train"], kinds=config.columns)
+    schema = Schema.fit(frame, kinds=config.columns, rows=split["train"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = VAE(schema.modelled, config)

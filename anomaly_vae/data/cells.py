@@ -77,6 +77,27 @@ def numbers(series: pd.Series, name: str) -> NDArray[np.float64]:
     return values
 
 
+def times(series: pd.Series, name: str) -> pd.Series:
+    """Return text cells as times (CSV and JSON have no times of their own); other cells as they are.
+
+    Raises:
+        SchemaError: A text is no time; the first such row is named.
+    """
+    if not is_text(series):
+        return series
+    parsed = pd.to_datetime(series.astype(object), errors="coerce", utc=True, format="ISO8601")
+    bad = (parsed.isna() & series.notna()).to_numpy()
+    if bad.any():
+        position = int(np.argmax(bad))
+        raise SchemaError(
+            f"column {name!r} must hold times such as 2024-01-31T12:00:00, got {_short(series.iloc[position])} in row "
+            f"{series.index[position]!r}. Correct the cell or leave it empty.",
+            column=name,
+            row=series.index[position],
+        )
+    return parsed
+
+
 def _parsed(cells: pd.Series, name: str) -> NDArray[np.float64]:
     try:
         values = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan, copy=True)

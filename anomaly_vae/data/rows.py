@@ -104,7 +104,7 @@ def _parquet_frames(file: Path, batch_rows: int, text: Collection[str]) -> Itera
     with pq.ParquetFile(file, pre_buffer=False) as table:
         _refuse_duplicates(table.schema_arrow.names, file)
         for batch in table.iter_batches(batch_rows):
-            yield batch.to_pandas()
+            yield batch.to_pandas(integer_object_nulls=True)  # as floats, whole numbers over 2^53 would lose digits
 
 
 def _csv_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[pd.DataFrame]:

@@ -21,7 +21,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataWarning, SchemaError
 from ..options import KINDS
-from .cells import UNSEEN, category_codes, levels, numbers, text_of, unwrapped
+from .cells import UNSEEN, category_codes, levels, numbers, text_of, times, unwrapped
 from .inference import LARGEST_COUNT, infer_kind
 
 SATURATION = 1e4
@@ -96,12 +96,19 @@ class Schema:
     columns: tuple[Column, ...]
 
     @classmethod
-    def fit(cls, table: pd.DataFrame | pa.Table, *, kinds: Mapping[str, str] | None = None) -> Self:
+    def fit(
+        cls,
+        table: pd.DataFrame | pa.Table,
+        *,
+        kinds: Mapping[str, str] | None = None,
+        rows: NDArray[np.intp] | None = None,
+    ) -> Self:
         """Infer kinds and fit scales and categories.
 
         Args:
-            table: Training rows.
+            table: All rows at hand: what a column is, is judged by all of them.
             kinds: Declared kinds by column name; the other columns are inferred (see `inference`).
+            rows: Positions of the training rows, from which scales and categories are taken; by default all.
 
         Raises:
             SchemaError: No rows or columns, duplicate names, a declared column that is absent, or bad cells.
@@ -111,7 +118,7 @@ class Schema:
         _refuse_unknown(kinds, list(frame.columns))
         if frame.shape[0] == 0 or frame.shape[1] == 0:
             raise SchemaError(f"a table must have rows and columns, got shape {frame.shape}. Check the file.")
-        columns = tuple(_fit_column(unwrapped(frame[name]), name, kinds.get(name)) for name in frame.columns)
+        columns = tuple(_fit_column(unwrapped(frame[name]), name, kinds.get(name), rows) for name in frame.columns)
         if all(c.kind == "ignored" for c in columns):
             reasons = "; ".join(f"{c.name}: {c.reason}" for c in columns[:8])
             raise SchemaError(f"a table must have a column to model, got none ({reasons}). Declare one.")
@@ -215,7 +222,7 @@ class Schema:
             )
         if extra:
             shown = ", ".join(map(repr, extra[:5])) + (", ..." if len(extra) > 5 else "")
-            warnings.warn(f"{len(extra)} columns unknown to the model were ignored: {shown}", DataWarning, stacklevel=3)
+            warnings.warn(f"columns unknown to the model were ignored: {shown}", DataWarning, stacklevel=3)
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -268,14 +275,19 @@ def _refuse_unknown(kinds: Mapping[str, str], names: Sequence[str]) -> None:
             raise SchemaError(f"column {name!r} must be declared one of {', '.join(KINDS)}, got {kind!r}.", column=name)
 
 
-def _fit_column(series: pd.Series, name: str, declared: str | None) -> Column:
+def _fit_column(series: pd.Series, name: str, declared: str | None, rows: NDArray[np.intp] | None) -> Column:
     inferred = infer_kind(series, name, declared)
+    series = series if rows is None else series.iloc[rows]
+    if inferred.kind != "ignored" and series.isna().all():
+        inferred = replace(inferred, kind="ignored", reason="every cell is missing in the training rows")
     facts: dict[str, Any] = {"name": name, "n_missing": int(series.isna().sum()), **asdict(inferred)}
     if inferred.kind == "ignored":
         return Column(**facts)
     present = series.dropna()
     if inferred.kind in ("binary", "categorical"):
         codes, values = levels(present, name)
+        if len(values) == 1:  # a Bernoulli needs two values; a category may be alone
+            facts |= {"kind": "categorical", "reason": "constant: any other value is unseen"}
         counts = np.bincount(codes, minlength=len(values))
         texts = [text_of(v) for v in values]
         order = sorted(range(len(values)), key=lambda i: (-counts[i], texts[i]))
@@ -316,6 +328,8 @@ def _counts(series: pd.Series, column: Column) -> NDArray[np.float64]:
 
 
 def _standardised(series: pd.Series, column: Column) -> NDArray[np.float64]:
+    if column.dtype == "datetime64[ns]":
+        series = times(series, column.name)
     values = numbers(series, column.name)
     with np.errstate(over="ignore"):
         return _saturated((values - column.center) / column.scale, SATURATION, column)

@@ -184,7 +184,7 @@ class Detector:
         empty = int(x.isnan().all(1).sum())
         if empty:
             warnings.warn(
-                f"{empty} rows have no observed cell: nothing speaks against them, so they score as normal",
+                f"rows without any observed cell: {empty}. Nothing speaks against them, so they score as normal",
                 DataWarning,
                 stacklevel=3,
             )

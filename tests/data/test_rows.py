@@ -116,3 +116,8 @@ def test_a_row_keeps_its_part_by_its_key():
 def test_fractions_must_leave_rows():
     with pytest.raises(ConfigError, match="less than 1"):
         split_rows(10, fractions={"a": 0.6, "b": 0.4})
+
+
+def test_large_whole_numbers_with_gaps_keep_their_digits(tmp_path):
+    pd.DataFrame({"id": pd.array([2**53 + 1, None], dtype="Int64")}).to_parquet(tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet")["id"][0] == 2**53 + 1

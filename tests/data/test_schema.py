@@ -110,7 +110,7 @@ def test_decode_inverts_encode(drawn):
 def test_order_does_not_matter_and_extra_columns_are_said():
     frame = pd.DataFrame({"a": np.linspace(0, 1, N), "b": np.arange(N) % 3, "c": ["x", "y"] * (N // 2)})
     schema = Schema.fit(frame)
-    with pytest.warns(DataWarning, match="1 columns unknown to the model were ignored: 'z'"):
+    with pytest.warns(DataWarning, match="columns unknown to the model were ignored: 'z'"):
         shuffled = schema.encode(frame.assign(z=1)[["c", "z", "a", "b"]])
     np.testing.assert_array_equal(shuffled, schema.encode(frame))
 
@@ -237,3 +237,30 @@ def test_three_thousand_columns():
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 3000)))
     schema = Schema.fit(frame)
     assert schema.encode(frame).shape == (30, 3000)
+
+
+def test_what_a_column_is_is_judged_by_all_rows_and_its_scale_by_the_training_rows():
+    frame = pd.DataFrame({"x": [*np.linspace(0, 1, 39), 100.0], "b": ["u"] * 39 + ["v"], "gone": [np.nan] * 39 + [1.5]})
+    schema = Schema.fit(frame, rows=np.arange(39))
+    assert schema.columns[0].center == pytest.approx(0.5)
+    assert (schema.columns[1].kind, schema.columns[1].categories) == ("categorical", ("u",))
+    assert schema.columns[2].reason == "every cell is missing in the training rows"
+    assert schema.encode(frame)[-1, 1] == 1, "the value that training never saw is unseen"
+    stray = pd.DataFrame({"x": [*["30"] * 39, "hot"]})
+    with pytest.raises(SchemaError, match="got 'hot' in row 39"):
+        Schema.fit(stray, rows=np.arange(39))
+
+
+def test_a_column_declared_binary_with_one_value_is_constant():
+    schema = Schema.fit(pd.DataFrame({"b": [1] * N, "x": np.linspace(0, 1, N)}), kinds={"b": "binary"})
+    assert schema.columns[0].kind == "categorical"
+    assert schema.encode(pd.DataFrame({"b": [0, 1], "x": 0.5}))[:, 0].tolist() == [1, 0]
+
+
+def test_times_may_come_as_text():
+    frame = pd.DataFrame({"when": EXAMPLES["time"], "x": np.linspace(0, 1, N)})
+    schema = Schema.fit(frame, kinds={"when": "continuous"})
+    text = frame.assign(when=frame["when"].dt.strftime("%Y-%m-%dT%H:%M:%S"))
+    np.testing.assert_array_equal(schema.encode(text), schema.encode(frame))
+    with pytest.raises(SchemaError, match=r"column 'when' must hold times such as .*, got 'soon' in row 3"):
+        schema.encode(text.assign(when=["soon" if i == 3 else t for i, t in enumerate(text["when"])]))

@@ -144,7 +144,7 @@ def test_absurd_values_score_finite_and_are_warned_of(detector, value):
 
 def test_rows_without_a_cell_score_finite_and_are_warned_of(detector):
     rows = pd.DataFrame({name: [None, None] for name in detector.schema.names})
-    with pytest.warns(DataWarning, match="2 rows have no observed cell"):
+    with pytest.warns(DataWarning, match="rows without any observed cell: 2"):
         out = detector.score_frame(rows)
     assert np.isfinite(out["anomaly_score"]).all()
 
