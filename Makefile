@@ -10,10 +10,8 @@ PYTEST_ARGS ?=
 VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
-PIP   := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-# Waiting threads sleep instead of spinning: on a busy machine small matrix products are many times faster so.
-export OMP_WAIT_POLICY = PASSIVE
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help

@@ -23,11 +23,11 @@ import click
 
 from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning
 from .options import ScoreConfig, TrainConfig
+from .reporting import terminal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .evaluation.metrics import Ranking, Rate
     from .serving.tracking import Registered
 
 DONE, UNEXPECTED, CALLERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -157,6 +157,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
 @click.option("--k", type=int, help="Posterior samples per row, one the model is calibrated for.")
 @click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
 @click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
+@click.option("--workers", type=int, help="Threads that score.  [default: one a core, at most 8]")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @as_json
 def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) -> None:
@@ -219,7 +220,7 @@ def explain(model_uri: str, input: str, top: int, as_json: bool) -> None:
         _print_json([_explained(row, scores.loc[row]) for row in scores.index])
         return
     for row in scores.index:
-        _print_explanation(_explained(row, scores.loc[row]))
+        terminal.print_explanation(_explained(row, scores.loc[row]))
 
 
 @main.command(short_help="Answer scoring requests over HTTP.")
@@ -288,9 +289,11 @@ def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
         parts = {name: getattr(result, name).to_dict() for name in ("ranking", "false_alarms", "detections")}
         _print_json({**parts, "alpha": result.alpha, "model": model.uri})
         return
-    click.echo(_ranking_lines(result.ranking))
-    click.echo(f"false alarms       {_rate(result.false_alarms)} of the normal rows; promised: {result.alpha:.0%}")
-    click.echo(f"found              {_rate(result.detections)} of the anomalous rows")
+    click.echo(terminal.ranking_lines(result.ranking))
+    click.echo(
+        f"false alarms       {terminal.rate(result.false_alarms)} of the normal rows; promised: {result.alpha:.0%}"
+    )
+    click.echo(f"found              {terminal.rate(result.detections)} of the anomalous rows")
 
 
 @main.command(short_help="Set thresholds anew, without training.")
@@ -337,7 +340,7 @@ def info(model_uri: str, as_json: bool) -> None:
     if as_json:
         _print_json(facts)
     else:
-        _print_facts(facts)
+        terminal.print_facts(facts)
 
 
 def _without(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -377,7 +380,7 @@ def _training_summary(made: Registered) -> str:
         f"KL {best.kl:.2f}, {best.active_units} active units."
     )
     if made.ranking:
-        lines.append(_ranking_lines(made.ranking))
+        lines.append(terminal.ranking_lines(made.ranking))
     return "\n".join([*lines, _champion_line(made)])
 
 
@@ -385,19 +388,6 @@ def _champion_line(made: Registered) -> str:
     if made.champion:
         return f"Registered as version {made.version} of {made.name}, the champion."
     return f"Registered as version {made.version} of {made.name}; the champion stays as it was."
-
-
-def _ranking_lines(ranking: Ranking) -> str:
-    return (
-        f"AUROC              {ranking.auroc:.3f}  ({ranking.level:.0%}: {ranking.auroc_low:.3f} to "
-        f"{ranking.auroc_high:.3f})\n"
-        f"average precision  {ranking.average_precision:.3f}  ({ranking.level:.0%}: {ranking.ap_low:.3f} to "
-        f"{ranking.ap_high:.3f}), {ranking.n_anomalous:,} anomalous rows against {ranking.n_normal:,} normal ones"
-    )
-
-
-def _rate(rate: Rate) -> str:
-    return f"{rate.rate:.1%}  ({rate.level:.0%}: {rate.low:.1%} to {rate.high:.1%}), {rate.count:,} of {rate.n:,}"
 
 
 def _explained(row: Any, scores: pd.Series) -> dict[str, Any]:
@@ -408,64 +398,6 @@ def _explained(row: Any, scores: pd.Series) -> dict[str, Any]:
         "is_anomaly": bool(scores["is_anomaly"]),
         "attributions": json.loads(scores["attributions"]),
     }
-
-
-def _print_explanation(row: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    flag = "flagged" if row["is_anomaly"] else "not flagged"
-    table = Table(
-        title=f"Row {row['row']:,}: score {row['anomaly_score']:.2f} nats, p = {row['p_value']:.3g}, {flag}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for name, justify in (
-        ("column", "left"),
-        ("nats", "right"),
-        ("", "left"),
-        ("value", "right"),
-        ("expected", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    largest = max(part["nats"] for part in row["attributions"])
-    for part in row["attributions"]:
-        bar = "█" * round(12 * max(part["nats"], 0) / largest) if largest > 0 else ""
-        cells = [_cell(part[name]) if name in part else "" for name in ("value", "expected")]
-        table.add_row(escape(part["column"]), f"{part['nats']:.2f}", bar, *map(escape, cells))
-    console = Console()
-    console.print(table)
-    console.print()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "(missing)"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    calibration = facts["calibration"]
-    least = calibration["least_p_value"]
-    samples = ", ".join(map(str, calibration["k"])) or "none"
-    lines = {
-        "model": facts["uri"],
-        "score": f"{facts['score_kind']}, {facts['k']} posterior samples (calibrated for {samples})",
-        "calibration": f"{calibration['rows']:,} rows" + (f", least p-value {least:.2g}" if least else ""),
-        "network": f"{facts['parameters']:,} parameters, {facts['latent']} latent dimensions",
-        "digest": facts["digest"][:16],
-    }
-    defaults = TrainConfig().to_dict()
-    changed = {k: v for k, v in facts["config"].items() if k != "columns" and v != defaults.get(k)}
-    lines["settings"] = ", ".join(f"{k}={v}" for k, v in changed.items()) or "the defaults"
-    for name, value in lines.items():
-        click.echo(f"{name:<12} {value}")
-    click.echo(f"\n{len(facts['columns'])} columns")
-    width = max(len(column["name"]) for column in facts["columns"])
-    for column in facts["columns"]:
-        click.echo(f"  {column['name']:<{width}}  {column['kind']:<12} {column['reason']}".rstrip())
 
 
 @contextlib.contextmanager

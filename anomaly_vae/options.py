@@ -206,12 +206,15 @@ class ScoreConfig(Options):
     key: tuple[str, ...] = _option((), "columns copied to the output to tell rows apart; by default the row number")
     overwrite: bool = _option(False, "replace an output that exists")
     batch_rows: int = _option(65_536, "rows read, scored and written at a time")
+    workers: int | None = _option(None, "threads that score frames; by default one a core, at most 8")
 
     def __post_init__(self) -> None:
         for name in ("alpha", "fdr"):
             value = getattr(self, name)
             ok = (value is None and name == "fdr") or (_is_number(value) and 0 < value < 1)
             _check(ok, name, "be a number between 0 and 1", value)
-        _check(self.k is None or _is_integer(self.k), "k", "be an integer of at least 1", self.k)
+        for name in ("k", "workers"):
+            value = getattr(self, name)
+            _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
         _check(_is_integer(self.explain, 0), "explain", "be an integer of at least 0", self.explain)
         _check(_is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)

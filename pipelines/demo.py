@@ -116,9 +116,7 @@ def compare_with_server(address: str, detector: Detector, test: pd.DataFrame) ->
     request = {"dataframe_split": test.to_dict(orient="split"), "params": {"explain": 1}}
     answer = json.loads(ask(f"{address}/invocations", json.dumps(request).encode()))["predictions"]
     ours = detector.score_frame(test, explain=1)
-    gaps = [
-        np.abs(np.array(answer[name]) - ours[name]).max() for name in ("anomaly_score", "p_value", "mc_se")
-    ]
+    gaps = [np.abs(np.array(answer[name]) - ours[name]).max() for name in ("anomaly_score", "p_value", "mc_se")]
     if answer["is_anomaly"] != ours["is_anomaly"].tolist():
         raise click.ClickException("the service must flag the rows that the library flags, and does not.")
     return float(max(gaps))
@@ -140,18 +138,14 @@ def show_reasons(detector: Detector, path: Path, truth: NDArray[np.bool_]) -> No
     console.print(table)
 
 
-def show_summary(
-    scores: dict[str, NDArray[np.float64]], truth: NDArray[np.bool_], flags: NDArray[np.bool_]
-) -> None:
+def show_summary(scores: dict[str, NDArray[np.float64]], truth: NDArray[np.bool_], flags: NDArray[np.bool_]) -> None:
     """Print accuracy beside the peers' and the false alarms."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("", "AUROC", "95 %", "average precision", "95 %"):
         table.add_column(name, justify="left" if not name else "right")
     for name, values in scores.items():
         r = auroc_ap(truth, values)
-        intervals = [
-            f"{low:.3f} to {high:.3f}" for low, high in ((r.auroc_low, r.auroc_high), (r.ap_low, r.ap_high))
-        ]
+        intervals = [f"{low:.3f} to {high:.3f}" for low, high in ((r.auroc_low, r.auroc_high), (r.ap_low, r.ap_high))]
         table.add_row(name, f"{r.auroc:.3f}", intervals[0], f"{r.average_precision:.3f}", intervals[1])
     console.print(table)
     alarms = false_alarm_rate(flags[~truth])
@@ -162,9 +156,7 @@ def show_summary(
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--root", type=click.Path(file_okay=False, path_type=Path), default=ROOT, help="Folder of mlruns/."
-)
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=ROOT, help="Folder of mlruns/.")
 def main(root: Path) -> None:
     """Train, register, score a file, serve and explain on scikit-learn's breast-cancer table."""
     root.mkdir(parents=True, exist_ok=True)
@@ -185,9 +177,7 @@ def main(root: Path) -> None:
     with step(3, "Score a file"):
         detector = tracking.load(made.uri).detector
         config = ScoreConfig(explain=3, overwrite=True)
-        done = score_file(
-            detector, folder / "test.parquet", folder / "scores.parquet", config, model_version=made.uri
-        )
+        done = score_file(detector, folder / "test.parquet", folder / "scores.parquet", config, model_version=made.uri)
         scored = pd.read_parquet(done.path)
         say(f"{done.rows} rows in {done.seconds:.2f} s, {done.flagged} flagged, {done.unreliable} unreliable")
         say(f"written to {done.path}")
@@ -196,9 +186,7 @@ def main(root: Path) -> None:
         say(f"anomaly-vae serve {made.uri}  ->  {address}/invocations")
         gap = compare_with_server(address, detector, test)
         if not gap <= 1e-6:
-            raise click.ClickException(
-                f"the service must answer as the library does, got a difference of {gap:.2g}."
-            )
+            raise click.ClickException(f"the service must answer as the library does, got a difference of {gap:.2g}.")
         say(f"{len(test)} rows asked; the largest difference from the library is {gap:.1g}")
 
     with step(5, "Explain the five strangest rows (nats: the parts sum to the score)"):

@@ -53,11 +53,7 @@ def test_every_public_thing_resolves_and_explains_itself(name: str) -> None:
 @pytest.mark.parametrize("name", SURFACE)
 def test_every_public_signature_is_annotated(name: str) -> None:
     thing = getattr(anomaly_vae, name)
-    functions = (
-        [thing]
-        if inspect.isfunction(thing)
-        else [f for _, f in inspect.getmembers(thing, inspect.isfunction)]
-    )
+    functions = [thing] if inspect.isfunction(thing) else [f for _, f in inspect.getmembers(thing, inspect.isfunction)]
     for function in functions:
         if function.__module__.startswith("anomaly_vae") and not function.__name__.startswith("_"):
             signature = inspect.signature(function)

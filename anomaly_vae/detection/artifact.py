@@ -159,8 +159,9 @@ def load(folder: Path) -> Loaded:
         RuntimeError,
         AttributeError,
     ) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(
-            f"the model must be as it was saved, got an error reading it: {error}. Restore it."
+            f"the model must be as it was saved, got an error reading it: {reason}. Restore it."
         ) from error
     return Loaded(schema, model.eval().requires_grad_(False), config, calibration, noise, parsed)
 

@@ -105,12 +105,8 @@ def auroc_ap(
     anomalous, values = _checked(labels, scores)
     _check_level(level)
     if n_boot < 1:
-        raise ConfigError(
-            f"n_boot must be at least 1, got {n_boot}. Use 1000 for a 95 % interval.", n_boot=n_boot
-        )
-    aurocs, precisions = _bootstrap(
-        values[~anomalous], values[anomalous], n_boot, np.random.default_rng(seed)
-    )
+        raise ConfigError(f"n_boot must be at least 1, got {n_boot}. Use 1000 for a 95 % interval.", n_boot=n_boot)
+    aurocs, precisions = _bootstrap(values[~anomalous], values[anomalous], n_boot, np.random.default_rng(seed))
     tails = [(1 - level) / 2, (1 + level) / 2]
     (auroc_low, auroc_high), (ap_low, ap_high) = np.quantile(aurocs, tails), np.quantile(precisions, tails)
     return Ranking(
@@ -151,9 +147,7 @@ def false_alarm_rate(flags_of_normal_rows: ArrayLike, *, level: float = 0.95) ->
         )
     count, n = int(flags.sum()), flags.size
     interval = binomtest(count, n).proportion_ci(confidence_level=level, method="exact")
-    return Rate(
-        rate=count / n, low=float(interval.low), high=float(interval.high), count=count, n=n, level=level
-    )
+    return Rate(rate=count / n, low=float(interval.low), high=float(interval.high), count=count, n=n, level=level)
 
 
 def _bootstrap(
@@ -222,6 +216,4 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], N
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise ConfigError(
-            f"level must be between 0 and 1, got {level!r}. Use 0.95 for a 95 % interval.", level=level
-        )
+        raise ConfigError(f"level must be between 0 and 1, got {level!r}. Use 0.95 for a 95 % interval.", level=level)

@@ -40,9 +40,7 @@ def training_curves(history: Sequence[Epoch]) -> Figure:
         ShapeError: The history is empty.
     """
     if not history:
-        raise ShapeError(
-            "history must hold at least one epoch, got 0. Pass the history of a finished training."
-        )
+        raise ShapeError("history must hold at least one epoch, got 0. Pass the history of a finished training.")
     steps = [e.step for e in history]
     figure = Figure(figsize=(13, 4), layout="constrained", facecolor="white")
     bound, parts, units = figure.subplots(1, 3)
@@ -64,9 +62,7 @@ def training_curves(history: Sequence[Epoch]) -> Figure:
     _legend(parts, "upper right")
 
     _style(units, "Latent units in use", "optimiser step", "active units")
-    units.step(
-        steps, [e.active_units for e in history], where="mid", color=GREEN, label="active units (left)"
-    )
+    units.step(steps, [e.active_units for e in history], where="mid", color=GREEN, label="active units (left)")
     units.set_ylim(0, max(e.active_units for e in history) * 1.25 + 1)
     units.yaxis.set_major_locator(MaxNLocator(integer=True))
     weight = units.twinx()
@@ -98,9 +94,7 @@ def score_histogram(scores: ArrayLike, threshold: float, labels: ArrayLike | Non
     values = _finite(scores, "scores")
     anomalous = None if labels is None else np.asarray(labels).astype(bool)
     if anomalous is not None and anomalous.shape != values.shape:
-        raise ShapeError(
-            f"labels must have the scores' shape {values.shape}, got {anomalous.shape}. Pass one per row."
-        )
+        raise ShapeError(f"labels must have the scores' shape {values.shape}, got {anomalous.shape}. Pass one per row.")
     low, high = _bulk(values, threshold)
     edges = np.linspace(low, high, _BINS + 1).tolist()
     figure = Figure(figsize=(9, 4.5), layout="constrained", facecolor="white")
@@ -117,16 +111,12 @@ def score_histogram(scores: ArrayLike, threshold: float, labels: ArrayLike | Non
             n = int(rows.sum())
             weights = np.full(n, 1 / max(n, 1))
             label = f"{name}, {n:,} rows"
-            axes.hist(
-                np.clip(values[rows], low, high), edges, weights=weights, color=color, alpha=0.6, label=label
-            )
+            axes.hist(np.clip(values[rows], low, high), edges, weights=weights, color=color, alpha=0.6, label=label)
             above = (values[rows] > threshold).mean() if n else 0.0
             shares.append(f"{above:.1%} of the {name}" if n else f"no {name} rows")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         flagged = f"above: {', '.join(shares)}"
-    axes.axvline(
-        threshold, color=INK, linestyle="--", linewidth=1.5, label=f"threshold {threshold:.4g}; {flagged}"
-    )
+    axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.5, label=f"threshold {threshold:.4g}; {flagged}")
     axes.set_xlim(low - (high - low) * 0.02, high + (high - low) * 0.02)
     _mark_overflow(axes, int((values < low).sum()), int((values > high).sum()))
     axes.set_ylim(top=axes.get_ylim()[1] * 1.35)  # room for the legend
@@ -162,9 +152,7 @@ def calibration_curve(p_values: ArrayLike, *, n_calibration: int | None = None) 
         low, high = _band(alpha, len(values), n_calibration)
         observed = np.searchsorted(values, alpha + 1e-12, side="right") / len(values)
         _style(axes, title, "promised rate α", "observed share with p ≤ α")
-        axes.fill_between(
-            alpha, low, high, color=PALE, label="95 % band of an exact calibration", linewidth=0
-        )
+        axes.fill_between(alpha, low, high, color=PALE, label="95 % band of an exact calibration", linewidth=0)
         axes.plot([0, end], [0, end], color=GREY, linestyle="--", linewidth=1, label="promised")
         axes.plot(alpha, observed, color=BLUE, drawstyle="steps-post", label="observed")
         axes.set_xlim(0, end)
@@ -239,12 +227,8 @@ def _legend(axes: Axes, place: Literal["upper left", "upper right", "lower right
 def _finite(numbers: ArrayLike, name: str) -> NDArray[np.float64]:
     values = np.asarray(numbers, dtype=np.float64)
     if values.ndim != 1 or not values.size:
-        raise ShapeError(
-            f"{name} must have shape (n,) with n >= 1, got {values.shape}. Pass one number per row."
-        )
+        raise ShapeError(f"{name} must have shape (n,) with n >= 1, got {values.shape}. Pass one number per row.")
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ConfigError(
-            f"{name} must be finite, got {values[row]} in row {row}. Leave out rows without one."
-        )
+        raise ConfigError(f"{name} must be finite, got {values[row]} in row {row}. Leave out rows without one.")
     return values

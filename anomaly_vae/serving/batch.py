@@ -10,8 +10,9 @@ import contextlib
 import os
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +33,7 @@ from ..options import ScoreConfig
 
 ROW = "row"
 """The key column of an output that was given no key: the row's number in the input, from 0."""
+MOST_WORKERS = 8
 OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
 
 SCORE_FIELDS = (
@@ -122,7 +124,7 @@ def score_frames(
     model_version: str = "",
     schema: Schema | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Score a stream of frames, one frame at a time.
+    """Score a stream of frames, a few at a time in threads, in their order.
 
     Args:
         scorer: The model.
@@ -132,18 +134,39 @@ def score_frames(
         model_version: Written beside every row.
         schema: The model's columns: it is not shown keys beyond them.
 
-    Yields:
-        Key columns as they came (or the row number), then the scores and the model's version.
+    Returns:
+        Frames of the key columns as they came (or the row number), then the scores and the model's version.
 
     Raises:
         SchemaError: A key column is absent.
     """
     beyond = [name for name in config.key if schema is not None and name not in schema.names]
-    for frame in frames:
+
+    def scored(frame: pd.DataFrame) -> pd.DataFrame:
         keys = _keys(frame, config.key)
-        frame = frame.drop(columns=beyond)
-        scores = scorer.score_frame(frame, alpha=config.alpha, fdr=config.fdr, k=config.k, explain=config.explain)
-        yield pd.concat([keys, scores.assign(model_version=model_version)], axis=1)
+        scores = scorer.score_frame(
+            frame.drop(columns=beyond), alpha=config.alpha, fdr=config.fdr, k=config.k, explain=config.explain
+        )
+        return pd.concat([keys, scores.assign(model_version=model_version)], axis=1)
+
+    return _in_order(scored, frames, config.workers or min(os.cpu_count() or 1, MOST_WORKERS))
+
+
+def _in_order(
+    function: Callable[[pd.DataFrame], pd.DataFrame], frames: Iterable[pd.DataFrame], workers: int
+) -> Iterator[pd.DataFrame]:
+    """Map in threads, keeping the order and holding at most one frame more than there are threads."""
+    if workers == 1:
+        yield from map(function, frames)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[pd.DataFrame]] = deque()
+        for frame in frames:
+            waiting.append(pool.submit(function, frame))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def score_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import mlflow
 import pandas as pd
 import pytest
@@ -71,7 +73,7 @@ def test_everything_lies_under_mlruns(demo: tuple[Path, str]) -> None:
     assert len(scores) == 391
     assert set(scores["model_version"]) == {"models:/breast-cancer/1"}
     client = mlflow.MlflowClient(f"sqlite:///{root}/mlruns/mlflow.db")
-    assert client.get_model_version_by_alias("breast-cancer", "champion").version == "1"
+    assert str(client.get_model_version_by_alias("breast-cancer", "champion").version) == "1"
 
 
 def test_no_server_is_left_behind(demo: tuple[Path, str]) -> None:
@@ -88,7 +90,20 @@ def test_it_can_be_repeated(demo: tuple[Path, str]) -> None:
     assert "models:/breast-cancer/2" in done.stdout
 
 
-def test_it_fails_loudly(tmp_path: Path) -> None:
-    done = run_demo(tmp_path, MLFLOW_TRACKING_URI="sqlite:////nowhere/at/all/mlflow.db")
+def test_a_server_that_does_not_start_is_said_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DEMO.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    demo = importlib.import_module("demo")
+    with (
+        pytest.raises(click.ClickException, match=r"did not start:\nError: the model must be in a registry"),
+        demo.served("models:/absent/1", tmp_path / "server.log"),
+    ):
+        pass
+
+
+def test_a_broken_place_is_not_reported_as_done(tmp_path: Path) -> None:
+    (tmp_path / "mlruns").write_text("a file where a folder must be")
+    done = run_demo(tmp_path)
     assert done.returncode != 0
     assert "Done" not in done.stdout

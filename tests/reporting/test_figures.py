@@ -30,9 +30,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 def lines(figure: Figure) -> dict[str, np.ndarray]:
     """The y values of every labelled line."""
-    return {
-        str(line.get_label()): np.asarray(line.get_ydata()) for ax in figure.axes for line in ax.get_lines()
-    }
+    return {str(line.get_label()): np.asarray(line.get_ydata()) for ax in figure.axes for line in ax.get_lines()}
 
 
 def history(n: int = 20) -> list[SimpleNamespace]:
@@ -137,7 +135,7 @@ def test_the_calibration_curve_is_the_share_of_p_values_below() -> None:
 def test_the_band_holds_the_curves_of_an_exact_calibration() -> None:
     """Fresh p-values against their own calibration rows stay inside about 95 % of the time."""
     rng, inside = np.random.default_rng(0), []
-    for _ in range(60):
+    for _ in range(30):
         calibration, fresh = rng.normal(size=99), rng.normal(size=200)
         p = (1 + (calibration >= fresh[:, None]).sum(1)) / 100
         axes = calibration_curve(p, n_calibration=99).axes[0]

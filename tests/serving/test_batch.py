@@ -35,13 +35,14 @@ def table(rows: pd.DataFrame, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("batch_rows", [1, 7, 300, 65_536])
-def test_batches_give_the_whole_frames_scores(
-    batch_rows: int, detector: Detector, rows: pd.DataFrame, table: Path, tmp_path: Path
+def test_batches_and_workers_give_the_whole_frames_scores(
+    batch_rows: int, workers: int, detector: Detector, rows: pd.DataFrame, table: Path, tmp_path: Path
 ) -> None:
     sample = rows.iloc[:40] if batch_rows == 1 else rows
     sample.to_parquet(table, index=False)
-    config = ScoreConfig(batch_rows=batch_rows, explain=2)
+    config = ScoreConfig(batch_rows=batch_rows, explain=2, workers=workers)
     done = score_file(detector, table, tmp_path / "out.parquet", config, model_version="models:/pumps/1")
     got = pd.read_parquet(done.path)
     want = detector.score_frame(sample, explain=2)
@@ -76,7 +77,7 @@ def test_csv_output_reads_back(detector: Detector, rows: pd.DataFrame, table: Pa
 
 
 def test_keys_are_copied_as_they_came(detector: Detector, rows: pd.DataFrame, tmp_path: Path) -> None:
-    keyed = rows.assign(ticket=[f"{i:05d}" for i in range(300)], when=pd.date_range("2026-01-01", periods=300))
+    keyed = rows.assign(ticket=[f"{i:05d}" for i in range(300)])
     keyed.to_csv(tmp_path / "in.csv", index=False)
     config = ScoreConfig(key=("ticket", "age"), batch_rows=100)
     score_file(detector, tmp_path / "in.csv", tmp_path / "out.parquet", config, schema=detector.schema)
@@ -204,18 +205,19 @@ score_file(Detector.load(sys.argv[1]), sys.argv[2], sys.argv[3], ScoreConfig(bat
     assert score_file(detector, table, out).rows == len(rows)  # and the job can simply be run again
 
 
-def test_frames_are_scored_one_at_a_time(detector: Detector, rows: pd.DataFrame) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_more_frames_are_held_than_there_are_workers(workers: int, detector: Detector, rows: pd.DataFrame) -> None:
     drawn = []
 
     def frames() -> Iterator[pd.DataFrame]:
-        for start in (0, 100, 200):
+        for start in range(0, 300, 30):
             drawn.append(start)
-            yield rows.iloc[start : start + 100]
+            yield rows.iloc[start : start + 30]
 
-    scored = score_frames(detector, frames(), ScoreConfig())
+    scored = score_frames(detector, frames(), ScoreConfig(workers=workers))
     first = next(scored)
-    assert drawn == [0]
-    assert first.index.equals(rows.index[:100])
+    assert len(drawn) == {1: 1, 2: 3}[workers]
+    assert first.index.equals(rows.index[:30])
 
 
 def test_evaluation_of_a_file(detector: Detector, rows: pd.DataFrame, tmp_path: Path) -> None:

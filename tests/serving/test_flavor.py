@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ def test_parameters_reach_the_model(served: Any, detector: Detector, rows: pd.Da
         ({"alpha": 0.01, "fdr": 0.1}, "both"),
     ],
 )
-def test_bad_parameters_are_the_callers_fault(params: dict[str, Any], said: str, served: Any, rows: pd.DataFrame) -> None:
+def test_bad_parameters_are_the_callers_fault(
+    params: dict[str, Any], said: str, served: Any, rows: pd.DataFrame
+) -> None:
     with pytest.raises(MlflowException, match=said) as caught:
         served.predict(rows, params=params)
     assert caught.value.get_http_status_code() == 400
@@ -158,8 +161,6 @@ def test_text_that_reads_as_a_number_is_recovered(served: Any, detector: Detecto
 
 
 def test_threads_agree(served: Any, detector: Detector, rows: pd.DataFrame) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     parts = [rows.iloc[i : i + 30] for i in range(0, 300, 30)]
     with ThreadPoolExecutor(4) as pool:
         got = [score for part in pool.map(served.predict, parts) for score in part["anomaly_score"]]

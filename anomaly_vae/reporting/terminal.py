@@ -1,0 +1,89 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..options import TrainConfig
+
+if TYPE_CHECKING:
+    from ..evaluation.metrics import Ranking, Rate
+
+
+def ranking_lines(ranking: Ranking) -> str:
+    """AUROC and average precision with their intervals, two lines."""
+    return (
+        f"AUROC              {ranking.auroc:.3f}  ({ranking.level:.0%}: {ranking.auroc_low:.3f} to "
+        f"{ranking.auroc_high:.3f})\n"
+        f"average precision  {ranking.average_precision:.3f}  ({ranking.level:.0%}: {ranking.ap_low:.3f} to "
+        f"{ranking.ap_high:.3f}), {ranking.n_anomalous:,} anomalous rows against {ranking.n_normal:,} normal ones"
+    )
+
+
+def rate(rate: Rate) -> str:
+    """A share with its interval and counts."""
+    return f"{rate.rate:.1%}  ({rate.level:.0%}: {rate.low:.1%} to {rate.high:.1%}), {rate.count:,} of {rate.n:,}"
+
+
+def print_explanation(row: dict[str, Any]) -> None:
+    """Print why one row scored as it did: a table of its attributions, with bars.
+
+    Args:
+        row: row, anomaly_score, p_value, is_anomaly and the parsed attributions.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    flag = "flagged" if row["is_anomaly"] else "not flagged"
+    table = Table(
+        title=f"Row {row['row']:,}: score {row['anomaly_score']:.2f} nats, p = {row['p_value']:.3g}, {flag}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name, justify in (
+        ("column", "left"),
+        ("nats", "right"),
+        ("", "left"),
+        ("value", "right"),
+        ("expected", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    largest = max(part["nats"] for part in row["attributions"])
+    for part in row["attributions"]:
+        bar = "█" * round(12 * max(part["nats"], 0) / largest) if largest > 0 else ""
+        cells = [_cell(part[name]) if name in part else "" for name in ("value", "expected")]
+        table.add_row(escape(part["column"]), f"{part['nats']:.2f}", bar, *map(escape, cells))
+    console = Console()
+    console.print(table)
+    console.print()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "(missing)"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Print what `Detector.describe` says of a model, and its `uri`."""
+    calibration = facts["calibration"]
+    least = calibration["least_p_value"]
+    samples = ", ".join(map(str, calibration["k"])) or "none"
+    lines = {
+        "model": facts["uri"],
+        "score": f"{facts['score_kind']}, {facts['k']} posterior samples (calibrated for {samples})",
+        "calibration": f"{calibration['rows']:,} rows" + (f", least p-value {least:.2g}" if least else ""),
+        "network": f"{facts['parameters']:,} parameters, {facts['latent']} latent dimensions",
+        "digest": facts["digest"][:16],
+    }
+    defaults = TrainConfig().to_dict()
+    changed = {k: v for k, v in facts["config"].items() if k != "columns" and v != defaults.get(k)}
+    lines["settings"] = ", ".join(f"{k}={v}" for k, v in changed.items()) or "the defaults"
+    for name, value in lines.items():
+        print(f"{name:<12} {value}")
+    print(f"\n{len(facts['columns'])} columns")
+    width = max(len(column["name"]) for column in facts["columns"])
+    for column in facts["columns"]:
+        print(f"  {column['name']:<{width}}  {column['kind']:<12} {column['reason']}".rstrip())

@@ -1,0 +1,307 @@
+"""The command line as its users meet it: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from anomaly_vae.cli import main
+
+VERBS = ["train", "score", "explain", "serve", "schema", "evaluate", "calibrate", "info"]
+FAST = ["--set", "steps=100", "--set", "hidden=[16]", "--set", "latent=2"]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
+    "OMP_NUM_THREADS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    stdout: str
+    stderr: str
+
+
+def run(folder: Path, *words: object, code: int = 0) -> Done:
+    """Run a command in a folder, within this process: a process each would cost seconds of imports."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
+    (folder / "mlruns").mkdir(exist_ok=True)
+    try:
+        with contextlib.chdir(folder):
+            result = CliRunner().invoke(main, [str(word) for word in words])
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.stderr
+    return Done(result.stdout, result.stderr)
+
+
+def process(*words: object) -> list[str]:
+    return [sys.executable, "-m", "anomaly_vae.cli", *map(str, words)]
+
+
+def make_rows(n: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    load = rng.normal(100, 20, n)
+    frame = pd.DataFrame({"serial": [f"{i:06d}" for i in range(n)], "load": load, "heat": 0.3 * load})
+    frame["heat"] += rng.normal(0, 1, n)
+    frame["site"] = rng.choice(["Oslo", "Rome", "Bern"], n)
+    frame["failed"] = 0
+    frame.loc[frame.index[-n // 20 :], ["heat", "failed"]] = [90.0, 1]
+    return frame
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and one registered model, made by the command itself."""
+    folder = tmp_path_factory.mktemp("cli")
+    make_rows(400, 0).to_csv(folder / "train.csv", index=False)
+    make_rows(200, 1).to_csv(folder / "fresh.csv", index=False)
+    make_rows(200, 2).query("failed == 0").drop(columns="failed").to_parquet(folder / "normal.parquet", index=False)
+    words = ["train", "train.csv", "--name", "pumps", "--label", "failed", "--drop", "serial", "--seed", 1, *FAST]
+    done = run(folder, *words)
+    assert done.stdout.splitlines()[-1] == "models:/pumps/1"
+    assert "AUROC" in done.stdout
+    assert done.stderr == ""
+    return folder
+
+
+def test_training_leaves_model_and_no_checkpoint(folder: Path) -> None:
+    assert (folder / "mlruns" / "mlflow.db").is_file()
+    assert list((folder / "mlruns" / "checkpoints").glob("*")) == []
+
+
+@pytest.mark.parametrize("words", [[], *([verb] for verb in VERBS)], ids=["(none)", *VERBS])
+def test_help_has_an_example(words: list[str], tmp_path: Path) -> None:
+    text = run(tmp_path, *words, "--help").stdout
+    assert f"anomaly-vae {' '.join(words) or 'train'}" in text
+    assert "Example:" in text
+    if words and words != ["serve"]:
+        assert "--json" in text
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom anomaly_vae.cli import main\n"
+        "try:\n    main(['score', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'pandas', 'numpy', 'mlflow', 'sklearn', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_score_writes_a_file_and_says_so(folder: Path) -> None:
+    words = ["score", "models:/pumps@champion", "fresh.csv", "scored.parquet", "--key", "serial"]
+    done = run(folder, *words)
+    assert "200 rows scored" in done.stdout
+    got = pd.read_parquet(folder / "scored.parquet")
+    assert got["serial"].tolist() == make_rows(200, 1)["serial"].tolist()
+    assert set(got["model_version"]) == {"models:/pumps/1"}
+    refused = run(folder, *words, code=2)
+    assert "--overwrite" in refused.stderr
+    facts = json.loads(run(folder, *words, "--overwrite", "--json", "--fdr", 0.2).stdout)
+    assert facts["rows"] == 200
+    assert facts["flagged"] == pd.read_parquet(folder / "scored.parquet")["is_anomaly"].sum()
+
+
+def test_explain_is_readable_and_adds_up(folder: Path) -> None:
+    text = run(folder, "explain", "models:/pumps@champion", "fresh.csv", "--top", 2).stdout
+    assert text.count("nats, p = ") == 2
+    assert "heat" in text
+    assert "expected" in text
+    explained = json.loads(run(folder, "explain", "models:/pumps/1", "fresh.csv", "--top", 3, "--json").stdout)
+    assert len(explained) == 3
+    for row in explained:
+        assert row["row"] >= 190  # the rows whose heat does not fit their load
+        assert row["attributions"][0]["column"] == "heat"
+        assert sum(part["nats"] for part in row["attributions"]) == pytest.approx(row["anomaly_score"], abs=1e-4)
+
+
+def test_evaluate(folder: Path) -> None:
+    words = ["evaluate", "models:/pumps/1", "fresh.csv", "--label", "failed"]
+    text = run(folder, *words).stdout
+    assert all(word in text for word in ("AUROC", "average precision", "false alarms", "found"))
+    facts = json.loads(run(folder, *words, "--json").stdout)
+    assert facts["ranking"]["auroc"] > 0.9
+    assert facts["false_alarms"]["n"] == 190
+
+
+def test_calibrate_adds_a_version(folder: Path) -> None:
+    done = run(folder, "calibrate", "models:/pumps/1", "normal.parquet")
+    uri = done.stdout.splitlines()[-1]
+    assert uri.startswith("models:/pumps/")
+    assert uri != "models:/pumps/1"
+    assert json.loads(run(folder, "info", uri, "--json").stdout)["calibration"]["rows"] == 190
+    assert "champion stays" in done.stdout
+
+
+def test_info(folder: Path) -> None:
+    text = run(folder, "info", "models:/pumps@champion").stdout
+    assert "models:/pumps/1" in text
+    assert "heat" in text
+    assert "steps=100" in text
+
+
+def test_schema_goes_back_into_training(folder: Path) -> None:
+    toml = run(folder, "schema", "train.csv").stdout
+    assert '"heat" = "continuous"' in toml
+    (folder / "pumps.toml").write_text(toml.replace('"site" = "categorical"', '"site" = "ignored"'))
+    words = ["--name", "edited", "--label", "failed", "--config", "pumps.toml", "--json"]
+    uri = json.loads(run(folder, "train", "train.csv", *words, *FAST).stdout)["uri"]
+    kinds = {c["name"]: c["kind"] for c in json.loads(run(folder, "info", uri, "--json").stdout)["columns"]}
+    assert kinds["site"] == "ignored"
+    assert "failed" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "absent.csv", "--name", "x"], "absent.csv"),
+        (["train", "train.csv", "--name", "a/b"], "a/b"),
+        (["train", "train.csv", "--name", "x", "--set", "lattent=3"], "Did you mean 'latent'?"),
+        (["train", "train.csv", "--name", "x", "--set", "latent"], "key=value"),
+        (["train", "train.csv", "--name", "x", "--seed", "-1"], "seed"),
+        (["train", "train.csv", "--name", "x", "--label", "faild"], "Did you mean 'failed'?"),
+        (["train", "train.csv", "--name", "x", "--drop", "none"], "none"),
+        (["train", "train.csv", "--name", "x", "--config", "no.toml"], "no.toml"),
+        (["train", "train.csv"], "--name"),
+        (["train", "empty.csv", "--name", "x"], "empty"),
+        (["train", "header.csv", "--name", "x"], "header"),
+        (["train", "one.csv", "--name", "x"], "at least"),
+        (["train", "words.csv", "--name", "x"], "'heat'"),
+        (["score", "models:/pumps/1", "words.csv", "o.csv"], "'heat'"),
+        (["score", "models:/pumps/1", "infinite.csv", "o.csv"], "infinity"),
+        (["score", "models:/pumps/1", "one.csv", "o.csv", "--alpha", "0.1", "--fdr", "0.1"], "both"),
+        (["score", "models:/pumps/1", "one.csv", "o.csv", "--alpha", "2"], "alpha"),
+        (["score", "models:/pumps/1", "one.csv", "o.csv", "--k", "5"], "k must"),
+        (["score", "models:/pumps/1", "fresh.csv", "o.xls"], "o.xls"),
+        (["score", "models:/pumps/1", "fresh.csv", "o.csv", "--key", "nokey"], "'nokey'"),
+        (["score", "models:/nobody/1", "fresh.csv", "o.csv"], "models:/nobody/1"),
+        (["serve", "models:/nobody/1"], "models:/nobody/1"),
+        (["evaluate", "models:/pumps/1", "fresh.csv", "--label", "serial"], "label"),
+        (["explain", "models:/pumps/1", "fresh.csv", "--top", "0"], "top"),
+        (["flub"], "flub"),
+    ],
+)
+def test_a_callers_mistake_is_one_message_and_exit_2(words: list[str], said: str, folder: Path) -> None:
+    (folder / "empty.csv").write_text("")
+    (folder / "header.csv").write_text("load,heat,site\n")
+    (folder / "one.csv").write_text("load,heat,site\n100,30,Oslo\n")
+    lines = ["load,heat,site", *["100,30,Oslo", "100,hot,Oslo"] * 2, *["100,30,Oslo"] * 60]
+    (folder / "words.csv").write_text("\n".join(lines) + "\n")
+    (folder / "infinite.csv").write_text("load,heat,site\n100,inf,Oslo\n")
+    done = run(folder, *words, code=2)
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert not (folder / "o.csv").exists()
+
+
+def test_a_missing_column_is_shown_as_a_diff(folder: Path) -> None:
+    (folder / "renamed.csv").write_text("load,heats,site\n100,30,Oslo\n")
+    text = run(folder, "score", "models:/pumps/1", "renamed.csv", "o.csv", code=2).stderr
+    assert "- heat" in text
+    assert "+ heats" in text
+
+
+def test_warnings_are_one_tidy_line_each(folder: Path) -> None:
+    done = run(folder, "score", "models:/pumps/1", "fresh.csv", "warned.csv")
+    assert done.stderr.splitlines() == ["Warning: 2 columns unknown to the model were ignored: 'serial', 'failed'"]
+
+
+def test_an_unexpected_error_is_one_line_and_exit_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomaly_vae.serving import tracking
+
+    monkeypatch.setattr(tracking, "load", lambda uri: 1 / 0)
+    said = run(folder, "info", "models:/pumps/1", code=1).stderr
+    assert said.startswith("Unexpected ZeroDivisionError: division by zero (`anomaly-vae --traceback")
+    assert len(said.splitlines()) == 1
+    with_stack = CliRunner().invoke(main, ["--traceback", "info", "models:/pumps/1"])
+    assert with_stack.exit_code == 1
+    assert "Traceback" in with_stack.stderr
+    assert with_stack.stderr.splitlines()[-1] == "Unexpected ZeroDivisionError: division by zero"
+
+
+def test_a_model_outside_its_folder_is_explained(tmp_path: Path) -> None:
+    command = process("info", "models:/pumps/1")
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "MLFLOW_TRACKING_URI" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taken_port_is_refused_before_anything_starts(folder: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert str(port) in run(folder, "serve", "models:/pumps/1", "--port", port, code=2).stderr
+
+
+def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: Path) -> None:
+    words = ["train", folder / "train.csv", "--name", "long", "--drop", "serial", "--drop", "failed"]
+    words += ["--set", "steps=800", "--set", "patience=1000", "--set", "hidden=[64]"]
+    with subprocess.Popen(
+        process(*words), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    ) as training:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("mlruns/checkpoints/*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        training.send_signal(signal.SIGINT)
+        assert training.stderr is not None
+        said = training.stderr.read()
+    assert training.returncode == 130, said
+    assert "checkpoint stands at mlruns/checkpoints/long-" in said
+    resumed = run(tmp_path, *words)
+    assert "Resuming" in resumed.stderr
+    assert list(tmp_path.glob("mlruns/checkpoints/*")) == []
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    run(whole, *words)
+    scores = []
+    for at in (tmp_path, whole):
+        run(at, "score", "models:/long/1", folder / "fresh.csv", at / "out.parquet")
+        scores.append(pd.read_parquet(at / "out.parquet")["anomaly_score"])
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)  # the processes may use different thread counts
+
+
+@pytest.mark.slow
+def test_project_entry_points_run(folder: Path) -> None:
+    """`mlflow run` gives the verb its run: parameters, metrics and the model belong to it."""
+    project = Path(__file__).parents[1] / "pipelines"
+    environment = ENVIRONMENT | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    command = [sys.executable, "-m", "mlflow", "run", str(project), "--env-manager", "local", "-e"]
+    train = [
+        "train",
+        "-P",
+        f"data={folder / 'train.csv'}",
+        "-P",
+        "name=project",
+        "-P",
+        "label=failed",
+        "-P",
+        "drop=serial",
+    ]
+    score = ["score", "-P", "model=models:/project@champion", "-P", f"input={folder / 'fresh.csv'}"]
+    score += ["-P", f"output={folder / 'project.parquet'}", "-P", "alpha=0.1"]
+    for words in (train, score):
+        subprocess.run([*command, *words], cwd=folder, env=environment, check=True)
+    assert len(pd.read_parquet(folder / "project.parquet")) == 200
