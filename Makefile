@@ -35,7 +35,7 @@ demo: $(READY) ## train, register, batch-score, serve and explain on a real tabl
 	@$(BIN)/python pipelines/demo.py
 
 test: $(READY) ## the tests that belong before every commit
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 slow: $(READY) ## the statistical and long-running tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -7,15 +7,13 @@ What costs seconds to import (torch, pandas, mlflow) is imported inside the verb
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import os
 import sys
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +176,7 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
     from .serving.batch import score_file
 
     model = tracking.load(model_uri)
-    with _counting_rows() as on_rows:
+    with terminal.counting_rows() as on_rows:
         detector, version = model.detector, model.uri
         done = score_file(
             detector, input, output, config, model_version=version, schema=detector.schema, on_rows=on_rows
@@ -283,7 +281,7 @@ def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
     from .serving.batch import evaluate_file
 
     model = tracking.load(model_uri)
-    with _counting_rows() as on_rows:
+    with terminal.counting_rows() as on_rows:
         result = evaluate_file(model.detector, data, label, schema=model.detector.schema, on_rows=on_rows)
     if as_json:
         parts = {name: getattr(result, name).to_dict() for name in ("ranking", "false_alarms", "detections")}
@@ -398,31 +396,6 @@ def _explained(row: Any, scores: pd.Series) -> dict[str, Any]:
         "is_anomaly": bool(scores["is_anomaly"]),
         "attributions": json.loads(scores["attributions"]),
     }
-
-
-@contextlib.contextmanager
-def _counting_rows() -> Iterator[Callable[[int, int], None] | None]:
-    """A count of rows and rows per second on standard error, if somebody is looking."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    text = TextColumn("{task.description} {task.completed:,.0f} rows, {task.fields[rate]:,.0f} a second")
-    with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
-        tasks = {}
-
-        def on_rows(rows: int, turn: int) -> None:
-            if turn not in tasks:
-                tasks[turn] = (
-                    bar.add_task("scoring" if turn == 1 else "flagging", total=None, rate=0.0),
-                    time.perf_counter(),
-                )
-            task, started = tasks[turn]
-            bar.update(task, completed=rows, rate=rows / max(time.perf_counter() - started, 1e-3))
-
-        yield on_rows
 
 
 def _short(path: Path) -> Path:

@@ -107,11 +107,11 @@ class TrainConfig(Options):
 
     Example:
         >>> TrainConfig(latent=2).score_kind
-        'likelihood'
+        'elbo'
     """
 
     columns: dict[str, str] = _option({}, f"declared kinds, name = one of {', '.join(KINDS)}; the rest is inferred")
-    score_kind: str = _option("likelihood", f"what the score is: {', '.join(SCORE_KINDS)}")
+    score_kind: str = _option("elbo", f"what the score is: {', '.join(SCORE_KINDS)}")
     k: int = _option(16, "posterior samples per row when scoring, one of calibration_k")
     calibration_k: tuple[int, ...] = _option((1, 16, 64), "numbers of samples to calibrate for")
     latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")

@@ -179,7 +179,7 @@ def main(root: Path) -> None:
         config = ScoreConfig(explain=3, overwrite=True)
         done = score_file(detector, folder / "test.parquet", folder / "scores.parquet", config, model_version=made.uri)
         scored = pd.read_parquet(done.path)
-        say(f"{done.rows} rows in {done.seconds:.2f} s, {done.flagged} flagged, {done.unreliable} unreliable")
+        say(f"{done.rows} rows in {done.seconds:.2f} s, {done.flagged} flagged")
         say(f"written to {done.path}")
 
     with step(4, "Serve it and ask over HTTP"), served(made.uri, folder / "server.log") as address:

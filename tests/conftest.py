@@ -40,4 +40,5 @@ def fresh_rows() -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def detector(training_rows: pd.DataFrame) -> Detector:
-    return fit_detector(training_rows, TrainConfig(steps=600, hidden=(32,), learning_rate=0.01)).detector
+    config = TrainConfig(score_kind="likelihood", steps=600, hidden=(32,), learning_rate=0.01)
+    return fit_detector(training_rows, config).detector

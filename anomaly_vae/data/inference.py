@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import SchemaError
-from .cells import is_text, levels, numbers
+from .cells import is_text, levels, numbers, text_of
 
 IDENTIFIER_NAME = re.compile(r"(^|[_ .-])(id|uuid|guid|index|key|rownum|row_number)$", re.IGNORECASE)
 IDENTIFIER_ROWS = 20
@@ -134,7 +134,7 @@ def _declared_dtype(present: pd.Series, name: str, declared: str, dtype: str) ->
         if declared == "count" and ((values < 0).any() or (values != np.round(values)).any()):
             wrong = present.index[(values < 0) | (values != np.round(values))][0]
             raise SchemaError(
-                f"count column {name!r} must hold whole numbers from 0 up, got {present[wrong]!r} in row {wrong!r}. "
+                f"count column {name!r} must hold whole numbers from 0 up, got {text_of(present[wrong])} in row {wrong!r}. "
                 "Declare it continuous, or correct the cell.",
                 column=name,
                 row=wrong,

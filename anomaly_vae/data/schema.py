@@ -4,7 +4,7 @@ The encoded array has one entry a modelled column, float32, NaN = missing:
 
 ===========  =====================================================================================
 continuous   (value - center) / scale, kept within +-SATURATION
-count        the count itself
+count        the count itself, -1 = no count (negative or fractional)
 binary       0 or 1, 2 = unseen
 categorical  index of the category, number of categories = unseen
 ===========  =====================================================================================
@@ -39,6 +39,9 @@ SATURATION = 1e4
 """Encoded continuous values are kept within this many standard deviations of the training mean."""
 MAX_CATEGORIES = 256
 """Categories kept per column, the most frequent first; rarer ones are encoded as unseen."""
+NO_COUNT = -1.0
+"""Code of a cell in a count column that is no count: as improbable as an unseen category, and not an error, since
+such a cell is what a detector is asked to find."""
 UNSEEN_FLOOR = 1e-6
 """Least probability given to a value never seen in training: a surprise of at most 13.8 nats."""
 
@@ -148,8 +151,8 @@ class Schema:
         """Return rows as the model's array, shape (n, m), NaN = missing.
 
         Raises:
-            SchemaError: A column is absent or given twice, or a cell is text among numbers, infinite, or a negative or
-                fractional count; column and row are named.
+            SchemaError: A column is absent or given twice, or a cell is text among numbers or infinite; column
+                and row are named.
         """
         frame = named(frame)
         self._check_names(list(frame.columns))
@@ -256,6 +259,8 @@ def decode_cells(values: NDArray[Any], column: Column) -> pd.Series:
         return pd.Series(pd.to_datetime(numeric, unit="s"))
     if column.dtype == "int64":
         whole = pd.Series(np.round(numeric)).astype("Int64")
+        if column.kind == "count" and (values == NO_COUNT).any():
+            return whole.astype(object).mask(values == NO_COUNT, UNSEEN)
         return whole if missing.any() else whole.astype("int64")
     return pd.Series(numeric)
 
@@ -315,16 +320,16 @@ def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
 def _counts(series: pd.Series, column: Column) -> NDArray[np.float64]:
     values = numbers(series, column.name)
     with np.errstate(invalid="ignore"):
-        bad = (values < 0) | (values != np.round(values)) & ~np.isnan(values)
-        if bad.any():
-            row = series.index[int(np.argmax(bad))]
-            raise SchemaError(
-                f"count column {column.name!r} must hold whole numbers from 0 up, got {float(values[bad][0])!r} in row "
-                f"{row!r}. Correct the cell, or declare the column continuous and train again.",
-                column=column.name,
-                row=row,
-            )
-        return _saturated(values, LARGEST_COUNT, column)
+        outside = (values < 0) | (values != np.round(values)) & ~np.isnan(values)
+    if outside.any():
+        first = int(np.argmax(outside))
+        warnings.warn(
+            f"count column {column.name!r}: cells that are no whole number from 0 up, such as "
+            f"{float(values[first])!r} in row {series.index[first]!r}, score as values never seen",
+            DataWarning,
+            stacklevel=4,
+        )
+    return np.where(outside, NO_COUNT, _saturated(values, LARGEST_COUNT, column))
 
 
 def _standardised(series: pd.Series, column: Column) -> NDArray[np.float64]:

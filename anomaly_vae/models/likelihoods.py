@@ -182,10 +182,11 @@ class Bernoulli(nn.Module):
 
 @dataclass(frozen=True)
 class NegativeBinomials:
-    """Counts with log mean `log_mean` (..., g) and inverse dispersion exp(`log_total`) (g,)."""
+    """Counts with log mean `log_mean` (..., g) and inverse dispersion exp(`log_total`) (g,); `unseen` (g,)."""
 
     log_mean: Tensor
     log_total: Tensor
+    unseen: Tensor
 
     @property
     def mean(self) -> Tensor:
@@ -193,16 +194,20 @@ class NegativeBinomials:
         return self.log_mean.exp()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log probabilities, (..., g); in float64 inside, where differences of large lgammas survive."""
+        """Return log probabilities, (..., g), of counts, or of -1 = no count.
+
+        Computed in float64, where differences of large lgammas survive.
+        """
         count, log_mean, log_total = (
-            x.nan_to_num(0.0).double(),
+            x.nan_to_num(0.0).clamp(min=0.0).double(),
             self.log_mean.double(),
             self.log_total.double(),
         )
         total = log_total.exp()
         log_sum = torch.logaddexp(log_mean, log_total)
         value = torch.lgamma(count + total) - torch.lgamma(total) - torch.lgamma(count + 1.0)
-        return (value + total * (log_total - log_sum) + count * (log_mean - log_sum)).to(self.log_mean.dtype)
+        value = value + total * (log_total - log_sum) + count * (log_mean - log_sum)
+        return torch.where(x < 0, self.unseen.log(), value.to(self.log_mean.dtype) + torch.log1p(-self.unseen))
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one count each, (..., g): a Poisson draw whose rate is a gamma draw."""
@@ -212,10 +217,14 @@ class NegativeBinomials:
 
 
 class NegativeBinomial(nn.Module):
-    """Counts: a negative binomial with one learned dispersion a column, log mean from the decoder."""
+    """Counts: a negative binomial with one learned dispersion a column, log mean from the decoder.
+
+    A fixed mass is kept for cells that are no counts.
+    """
 
     center: Tensor
     scale: Tensor
+    unseen: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
@@ -223,11 +232,12 @@ class NegativeBinomial(nn.Module):
         self.log_total = nn.Parameter(torch.ones(self.width))
         self.register_buffer("center", torch.tensor([c.center for c in columns]))
         self.register_buffer("scale", torch.tensor([c.scale for c in columns]))
+        self.register_buffer("unseen", torch.tensor([c.unseen for c in columns]))
 
     def forward(self, h: Tensor) -> ColumnsDistribution:
         """Return the columns' distribution for decoder outputs (..., g), which are standardised log counts."""
         log_mean = (self.center + self.scale * h).clamp(-LOG_RATE_BOUND, LOG_RATE_BOUND)
-        return NegativeBinomials(log_mean, self.log_total.clamp(-10.0, 15.0))
+        return NegativeBinomials(log_mean, self.log_total.clamp(-10.0, 15.0), self.unseen)
 
 
 LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..options import TrainConfig
@@ -87,3 +91,28 @@ def print_facts(facts: dict[str, Any]) -> None:
     width = max(len(column["name"]) for column in facts["columns"])
     for column in facts["columns"]:
         print(f"  {column['name']:<{width}}  {column['kind']:<12} {column['reason']}".rstrip())
+
+
+@contextlib.contextmanager
+def counting_rows() -> Iterator[Callable[[int, int], None] | None]:
+    """A count of rows and rows per second on standard error, if somebody is looking."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    text = TextColumn("{task.description} {task.completed:,.0f} rows, {task.fields[rate]:,.0f} a second")
+    with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks = {}
+
+        def on_rows(rows: int, turn: int) -> None:
+            if turn not in tasks:
+                tasks[turn] = (
+                    bar.add_task("scoring" if turn == 1 else "flagging", total=None, rate=0.0),
+                    time.perf_counter(),
+                )
+            task, started = tasks[turn]
+            bar.update(task, completed=rows, rate=rows / max(time.perf_counter() - started, 1e-3))
+
+        yield on_rows

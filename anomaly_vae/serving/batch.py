@@ -362,18 +362,17 @@ def _tables(scored: Iterable[pd.DataFrame], key_types: dict[str, pa.DataType]) -
 
 def _write(tables: Iterable[pa.Table], path: Path, suffix: str, report: Callable[[int], None]) -> _Tally:
     tally = _Tally()
-    with path.open("wb") as file:
+    with path.open("wb") as file, contextlib.ExitStack() as open_writers:
         writer: pq.ParquetWriter | pyarrow.csv.CSVWriter | None = None
         for table in tables:
             if writer is None and suffix == ".csv":
-                writer = pyarrow.csv.CSVWriter(file, table.schema)
+                writer = open_writers.enter_context(pyarrow.csv.CSVWriter(file, table.schema))
             elif writer is None:
-                writer = pq.ParquetWriter(file, table.schema, compression="zstd")
+                writer = open_writers.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
             writer.write_table(table)
             tally.add(table)
             report(tally.rows)
-        if writer is not None:
-            writer.close()
+        open_writers.close()  # the last bytes of a file are its footer
         file.flush()
         os.fsync(file.fileno())
     return tally

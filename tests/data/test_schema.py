@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_vae.data.cells import UNSEEN
-from anomaly_vae.data.schema import MAX_CATEGORIES, SATURATION, UNSEEN_FLOOR, Schema
+from anomaly_vae.data.schema import MAX_CATEGORIES, NO_COUNT, SATURATION, UNSEEN_FLOOR, Schema
 from anomaly_vae.errors import DataWarning, SchemaError
 
 N = 40
@@ -198,11 +198,20 @@ def test_numbers_with_a_stray_text_are_refused_at_training():
         Schema.fit(frame)
 
 
-@pytest.mark.parametrize("value", [-1, 2.5])
-def test_counts_must_be_whole_and_positive(value):
+@pytest.mark.parametrize("value", [-3, 2.5])
+def test_what_is_no_count_is_kept_as_such_with_a_warning(value):
     schema = Schema.fit(pd.DataFrame({"n": np.arange(N) % 5}))
-    with pytest.raises(SchemaError, match="count column 'n' must hold whole numbers from 0 up"):
-        schema.encode(pd.DataFrame({"n": [1, value]}))
+    with pytest.warns(
+        DataWarning, match=f"count column 'n': .* such as {float(value)} in row 1, score as values never"
+    ):
+        x = schema.encode(pd.DataFrame({"n": [1, value, None]}))
+    assert x[:2, 0].tolist() == [1, NO_COUNT]
+    assert schema.decode(x)["n"].tolist() == [1, UNSEEN, pd.NA]
+
+
+def test_a_declared_count_must_be_one_in_training():
+    with pytest.raises(SchemaError, match=r"count column 'n' must hold whole numbers from 0 up, got 2\.5 in row 1"):
+        Schema.fit(pd.DataFrame({"n": [1.0, 2.5]}), kinds={"n": "count"})
 
 
 def test_duplicate_names_no_rows_and_nothing_to_model_are_refused():

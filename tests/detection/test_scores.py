@@ -132,6 +132,16 @@ def test_an_unseen_category_is_a_large_finite_surprise(detector):
     assert detector.schema.decode(detector.encode(rows.assign(city="Bonn")).numpy())["city"].eq(UNSEEN).all()
 
 
+@pytest.mark.parametrize("value", [-2, 1.5])
+def test_what_is_no_count_is_a_large_finite_surprise(detector, value):
+    rows = mixed_frame(20, seed=5).assign(visits=value)
+    with pytest.warns(DataWarning, match="visits"):
+        out = detector.score_frame(rows, explain=5)
+    for text in out["attributions"]:
+        costs = {r["column"]: r["nats"] for r in json.loads(text)}
+        assert costs["visits"] == pytest.approx(-np.log(UNSEEN_FLOOR), abs=1e-3)
+
+
 @pytest.mark.parametrize("value", [1e300, -1e300, 1e20])
 def test_absurd_values_score_finite_and_are_warned_of(detector, value):
     rows = mixed_frame(5, seed=6).assign(height=value)
