@@ -134,8 +134,8 @@ def _declared_dtype(present: pd.Series, name: str, declared: str, dtype: str) ->
         if declared == "count" and ((values < 0).any() or (values != np.round(values)).any()):
             wrong = present.index[(values < 0) | (values != np.round(values))][0]
             raise SchemaError(
-                f"count column {name!r} must hold whole numbers from 0 up, got {text_of(present[wrong])} in row {wrong!r}. "
-                "Declare it continuous, or correct the cell.",
+                f"count column {name!r} must hold whole numbers from 0 up, got {text_of(present[wrong])} in row "
+                f"{wrong!r}. Declare it continuous, or correct the cell.",
                 column=name,
                 row=wrong,
             )

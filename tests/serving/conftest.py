@@ -70,7 +70,12 @@ def registered(store: Path) -> tracking.Registered:
     frame = make_rows(800, seed=0, strange=20)
     labels = np.arange(len(frame)) >= len(frame) - 20
     config = TrainConfig(
-        score_kind="likelihood", steps=200, hidden=(32,), latent=3, calibration_k=(1, 16), columns={"code": "categorical"}
+        score_kind="likelihood",
+        steps=200,
+        hidden=(32,),
+        latent=3,
+        calibration_k=(1, 16),
+        columns={"code": "categorical"},
     )
     return tracking.train_and_register(frame, config, name=NAME, labels=labels, source="made up for the tests")
 
