@@ -19,6 +19,12 @@ UNSEEN = "(unseen)"
 """What an unseen category decodes to."""
 
 
+def row_label(series: pd.Series, where: NDArray[np.bool_]) -> Any:
+    """Return the index label of the first marked row, as plain Python."""
+    label = series.index[int(np.argmax(where))]
+    return label.item() if isinstance(label, np.generic) else label
+
+
 def is_text(series: pd.Series) -> bool:
     """Whether the cells are strings, categories or arbitrary objects rather than numbers, booleans or times."""
     dtype = series.dtype
@@ -67,7 +73,7 @@ def numbers(series: pd.Series, name: str) -> NDArray[np.float64]:
         values = series.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     infinite = np.isinf(values)
     if infinite.any():
-        row = series.index[int(np.argmax(infinite))]
+        row = row_label(series, infinite)
         raise SchemaError(
             f"column {name!r} must be finite, got infinity in row {row!r}. "
             "Replace it by a number, or leave the cell empty if the value is unknown.",
@@ -91,9 +97,9 @@ def times(series: pd.Series, name: str) -> pd.Series:
         position = int(np.argmax(bad))
         raise SchemaError(
             f"column {name!r} must hold times such as 2024-01-31T12:00:00, got {_short(series.iloc[position])} in row "
-            f"{series.index[position]!r}. Correct the cell or leave it empty.",
+            f"{row_label(series, bad)!r}. Correct the cell or leave it empty.",
             column=name,
-            row=series.index[position],
+            row=row_label(series, bad),
         )
     return parsed
 
@@ -108,10 +114,10 @@ def _parsed(cells: pd.Series, name: str) -> NDArray[np.float64]:
     bad = np.isnan(values) & cells.notna().to_numpy()
     if bad.any():
         position = int(np.argmax(bad))
-        row, value = cells.index[position], cells.iloc[position]
+        row, value = row_label(cells, bad), cells.iloc[position]
         raise SchemaError(
             f"column {name!r} must hold numbers, got {_short(value)} in row {row!r}. Correct the cell, leave it empty, "
-            f"or declare the column categorical before training. (argument must be a string or a number)",
+            "or declare the column categorical before training.",
             column=name,
             row=row,
             value=value,
@@ -152,7 +158,7 @@ def levels(series: pd.Series, name: str) -> tuple[NDArray[np.intp], list[Any]]:
     except TypeError as error:
         raise SchemaError(
             f"column {name!r} must hold one value a cell, got nested data ({error}). "
-            "Flatten it or drop the column. (argument must be a string or a number)",
+            "Flatten it or drop the column: argument must be a string or a number.",
             column=name,
         ) from error
     return codes, list(values)

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import SchemaError
-from .cells import is_text, levels, numbers, text_of
+from .cells import is_text, levels, numbers, row_label, text_of
 
 IDENTIFIER_NAME = re.compile(r"(^|[_ .-])(id|uuid|guid|index|key|rownum|row_number)$", re.IGNORECASE)
 IDENTIFIER_ROWS = 20
@@ -94,7 +94,7 @@ def _infer_text(present: pd.Series, name: str, n_distinct: int) -> Inferred:
     if not isinstance(present.dtype, pd.CategoricalDtype):
         numeric = pd.to_numeric(present.astype(object), errors="coerce").notna()
         if NUMERIC_SHARE <= numeric.mean() < 1:
-            row, value = present.index[~numeric.to_numpy()][0], present[~numeric.to_numpy()].iloc[0]
+            row, value = row_label(present, ~numeric.to_numpy()), present[~numeric].iloc[0]
             raise SchemaError(
                 f"column {name!r} must hold numbers only or text only, got {value!r} in row {row!r} among numbers. "
                 "Correct the cell, leave it empty, or declare the column categorical.",
@@ -131,13 +131,14 @@ def _dtype(series: pd.Series, name: str) -> str:
 def _declared_dtype(present: pd.Series, name: str, declared: str, dtype: str) -> str:
     if declared in ("continuous", "count"):
         values = numbers(present, name)
-        if declared == "count" and ((values < 0).any() or (values != np.round(values)).any()):
-            wrong = present.index[(values < 0) | (values != np.round(values))][0]
+        outside = (values < 0) | (values != np.round(values))
+        if declared == "count" and outside.any():
+            row = row_label(present, outside)
             raise SchemaError(
-                f"count column {name!r} must hold whole numbers from 0 up, got {text_of(present[wrong])} in row "
-                f"{wrong!r}. Declare it continuous, or correct the cell.",
+                f"count column {name!r} must hold whole numbers from 0 up, got {text_of(values[outside][0])} in "
+                f"row {row!r}. Declare it continuous, or correct the cell.",
                 column=name,
-                row=wrong,
+                row=row,
             )
         if dtype == "datetime64[ns]":
             return dtype

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SchemaError, UnreadableDataError
+from .cells import row_label
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -142,12 +143,12 @@ def labels(column: pd.Series) -> NDArray[np.bool_]:
     texts = column.astype(str).str.strip().str.lower().where(column.notna(), "")
     known = texts.isin(TRUE_LABELS | FALSE_LABELS).to_numpy()
     if not known.all():
-        position = int(np.argmin(known))
+        row = row_label(column, ~known)
         raise SchemaError(
             f"label column {column.name!r} must be true/false or 1/0 in every row, got "
-            f"{str(column.iloc[position])!r} in row {column.index[position]!r}. Correct or drop the row.",
+            f"{str(column[~known].iloc[0])!r} in row {row!r}. Correct or drop the row.",
             column=column.name,
-            row=column.index[position],
+            row=row,
         )
     return texts.isin(TRUE_LABELS).to_numpy()
 

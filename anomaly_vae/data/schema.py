@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataWarning, SchemaError
 from ..options import KINDS
-from .cells import UNSEEN, category_codes, levels, numbers, text_of, times, unwrapped
+from .cells import UNSEEN, category_codes, levels, numbers, row_label, text_of, times, unwrapped
 from .inference import LARGEST_COUNT, infer_kind
 
 SATURATION = 1e4
@@ -322,10 +322,9 @@ def _counts(series: pd.Series, column: Column) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         outside = (values < 0) | (values != np.round(values)) & ~np.isnan(values)
     if outside.any():
-        first = int(np.argmax(outside))
         warnings.warn(
             f"count column {column.name!r}: cells that are no whole number from 0 up, such as "
-            f"{float(values[first])!r} in row {series.index[first]!r}, score as values never seen",
+            f"{float(values[outside][0])!r} in row {row_label(series, outside)!r}, score as values never seen",
             DataWarning,
             stacklevel=4,
         )
