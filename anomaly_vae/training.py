@@ -38,6 +38,9 @@ REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of 
 class Epoch:
     """What one epoch came to; all but beta, counts and seconds in nats a row, in the user's units.
 
+    Training means are those of the batches as trained on, where some cells are hidden (`TrainConfig.hide`) and so add
+    nothing; they are not comparable with the validation ELBO to the nat.
+
     Attributes:
         epoch: Number, from 1.
         step: Optimiser steps so far.

@@ -47,7 +47,7 @@ def training_curves(history: Sequence[Epoch]) -> Figure:
 
     validation = np.array([e.validation_elbo for e in history], dtype=np.float64)
     _style(bound, "Evidence lower bound", "optimiser step", "ELBO, nats per row")
-    bound.plot(steps, [e.elbo for e in history], color=BLUE, label="training rows")
+    bound.plot(steps, [e.elbo for e in history], color=BLUE, label="training batches")
     if np.isfinite(validation).any():
         best = int(np.nanargmax(validation))
         bound.plot(steps, validation, color=VERMILLION, label="validation rows")

@@ -52,7 +52,7 @@ def test_training_curves_draw_the_history() -> None:
     epochs = history()
     figure = training_curves(epochs)
     drawn = lines(figure)
-    assert drawn["training rows"].tolist() == [e.elbo for e in epochs]
+    assert drawn["training batches"].tolist() == [e.elbo for e in epochs]
     assert drawn["validation rows"].tolist() == [e.validation_elbo for e in epochs]
     assert drawn["misfit, −log p(x|z)"].tolist() == [-e.reconstruction for e in epochs]
     assert drawn["active units (left)"].tolist() == [e.active_units for e in epochs]
