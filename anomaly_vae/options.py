@@ -20,6 +20,7 @@ from .errors import ConfigError
 KINDS = ("continuous", "binary", "categorical", "count", "ignored")
 SCORE_KINDS = ("likelihood", "elbo", "reconstruction")
 OBJECTIVES = ("elbo", "iwae")
+PRIORS = ("standard_normal", "aggregated_posterior")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -116,7 +117,7 @@ class TrainConfig(Options):
     calibration_k: tuple[int, ...] = _option((1, 16, 64), "numbers of samples to calibrate for")
     latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")
     hidden: tuple[int, ...] = _option((128, 128), "widths of the hidden layers of encoder and decoder")
-    prior: str = _option("standard_normal", "prior over the latent: standard_normal")
+    prior: str = _option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
     continuous: str = _option(
         "gaussian", "likelihood of continuous columns: gaussian (learned noise) or fixed_gaussian"
     )
@@ -142,7 +143,7 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
-            "prior": ("standard_normal",), "continuous": ("gaussian", "fixed_gaussian"),
+            "prior": PRIORS, "continuous": ("gaussian", "fixed_gaussian"),
         }  # fmt: skip
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
+from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
 from .models.threads import threads_worth
 from .models.vae import VAE, active_units
 from .options import TrainConfig
@@ -75,6 +76,15 @@ class _State:
     generator: torch.Generator
     best: dict[str, Tensor]
     history: list[Epoch]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The data, on the device: (n, m), (v, m) and (n,)."""
+
+    train: Tensor
+    validation: Tensor
+    weights: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ def fit(
         if not weights.sum() > 0:
             raise ConfigError("sample_weight must be positive for some training row, got zeros. Give other weights.")
         weights = (weights / weights.mean()).to(device=device, dtype=x.dtype)
-    plan = _Plan.of(len(x), config)
+    plan, rows = _Plan.of(len(x), config), _Rows(x, validation, weights)
     state = _State(
         model,
         torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
@@ -154,7 +164,7 @@ def fit(
         {},
         [],
     )
-    fingerprint = _fingerprint(x, validation, weights, config) if checkpoint else ""
+    fingerprint = _fingerprint(rows, config) if checkpoint else ""
     if checkpoint and checkpoint.exists():
         _restore(state, checkpoint, fingerprint)
     earlier = state.history[-1].seconds if state.history else 0.0
@@ -164,9 +174,8 @@ def fit(
         for done in state.history:
             advance(done)
         while not _finished(state.history, plan.epochs, config, early=len(validation) > 0):
-            sums = _run_epoch(state, x, weights, config, plan)
-            held = validation if len(validation) else x[:VALIDATION_ROWS]
-            epoch = _summary(state, sums, held, config, plan, earlier + time.perf_counter() - start)
+            sums = _run_epoch(state, rows, config, plan)
+            epoch = _summary(state, sums, rows, config, plan, earlier + time.perf_counter() - start)
             if epoch.validation_elbo >= max((e.validation_elbo for e in state.history), default=-math.inf):
                 state.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
             state.history.append(epoch)
@@ -190,9 +199,9 @@ def fit(
     return state.history
 
 
-def _run_epoch(state: _State, x: Tensor, weights: Tensor | None, config: TrainConfig, plan: _Plan) -> Tensor:
+def _run_epoch(state: _State, rows: _Rows, config: TrainConfig, plan: _Plan) -> Tensor:
     """Take the steps of one epoch; return the means of (loss, ELBO, KL, reconstruction)."""
-    model, generator, n = state.model, state.generator, len(x)
+    model, generator, x, n = state.model, state.generator, rows.train, len(rows.train)
     first = len(state.history) * plan.steps_per_epoch
     steps = min(plan.steps_per_epoch, plan.steps - first)
     size = min(config.batch_size, n)
@@ -203,20 +212,21 @@ def _run_epoch(state: _State, x: Tensor, weights: Tensor | None, config: TrainCo
         beta, rate = schedule(first + i, plan.steps, config)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        rows = order[i * size : (i + 1) * size]
-        batch = _with_hidden_cells(x[rows], config.hide, generator)
+        chosen = order[i * size : (i + 1) * size]
+        batch = _with_hidden_cells(x[chosen], config.hide, generator)
         noise = torch.randn(config.train_k, len(batch), model.latent, generator=generator, device=x.device)
         jitter = None
         if config.input_noise:
             shape = (len(batch), model.input.width)
             jitter = config.input_noise * torch.randn(shape, generator=generator, device=x.device)
-        t = bounds.terms(model, batch, noise, posterior=model.posterior(batch, jitter))
+        prior = _prior_without_themselves(model, x, chosen, generator)
+        t = bounds.terms(model, batch, noise, posterior=model.posterior(batch, jitter), prior=prior)
         kl, reconstruction = bounds.kl(t), bounds.reconstruction(t)
         if config.objective == "iwae":
             objective = bounds.importance_weighted_bound(t.log_weights)
         else:
             objective = bounds.beta_elbo(t, beta)
-        loss = -(objective if weights is None else objective * weights[rows]).mean()
+        loss = -(objective if rows.weights is None else objective * rows.weights[chosen]).mean()
         state.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -224,6 +234,17 @@ def _run_epoch(state: _State, x: Tensor, weights: Tensor | None, config: TrainCo
         with torch.no_grad():
             sums += torch.stack([loss, (reconstruction - kl).mean(), kl.mean(), reconstruction.mean()]) / steps
     return sums
+
+
+def _prior_without_themselves(
+    model: VAE, x: Tensor, chosen: Tensor, generator: torch.Generator
+) -> GaussianMixture | None:
+    """Return the aggregated posterior of exemplars drawn for this step, without the row itself; None if it is fixed."""
+    if not isinstance(model.prior, AggregatedPosterior):
+        return None
+    drawn = torch.randint(len(x), (EXEMPLARS,), generator=generator, device=x.device)
+    exemplars = drawn if len(x) > EXEMPLARS else torch.arange(len(x), device=x.device)
+    return model.prior.around(model.posterior(x[exemplars]), chosen[:, None] == exemplars)
 
 
 def _with_hidden_cells(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -243,14 +264,20 @@ def schedule(step: int, total: int, config: TrainConfig) -> tuple[float, float]:
     return beta, config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _summary(state: _State, sums: Tensor, held: Tensor, config: TrainConfig, plan: _Plan, seconds: float) -> Epoch:
+def _summary(state: _State, sums: Tensor, rows: _Rows, config: TrainConfig, plan: _Plan, seconds: float) -> Epoch:
     loss, elbo, kl, reconstruction = sums.tolist()
     number = len(state.history) + 1
     if not math.isfinite(loss):
         raise TrainingError(f"the training loss must be finite, got {loss} in epoch {number}. {REMEDY}", epoch=number)
     model = state.model.eval()
+    if isinstance(model.prior, AggregatedPosterior):
+        with torch.no_grad():
+            x = rows.train
+            spread = torch.linspace(0, len(x) - 1, min(EXEMPLARS, len(x)), device=x.device).long()
+            model.prior.keep(model.posterior(x[spread]))
     noise = torch.randn(VALIDATION_SAMPLES, model.latent, generator=torch.Generator().manual_seed(config.seed))
     with torch.no_grad():
+        held = rows.validation if len(rows.validation) else rows.train[:VALIDATION_ROWS]
         t = bounds.terms(model, held, noise.to(held.device))
         validation_elbo = float(bounds.elbo(t.log_weights).mean())
     model.train()
@@ -276,9 +303,9 @@ def _finished(history: list[Epoch], epochs: int, config: TrainConfig, *, early: 
     return len(history) - 1 - best >= config.patience
 
 
-def _fingerprint(x: Tensor, validation: Tensor, weights: Tensor | None, config: TrainConfig) -> str:
+def _fingerprint(rows: _Rows, config: TrainConfig) -> str:
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    for tensor in (x, validation, weights):
+    for tensor in (rows.train, rows.validation, rows.weights):
         if tensor is not None:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -79,7 +79,12 @@ class Terms(NamedTuple):
 
 
 def terms(
-    model: LatentVariableModel, x: Tensor, noise: Tensor, *, posterior: tuple[Tensor, Tensor] | None = None
+    model: LatentVariableModel,
+    x: Tensor,
+    noise: Tensor,
+    *,
+    posterior: tuple[Tensor, Tensor] | None = None,
+    prior: Prior | None = None,
 ) -> Terms:
     """Return the three log densities of each row at the posterior samples that the noise picks.
 
@@ -88,6 +93,7 @@ def terms(
         x: Encoded rows, shape (n, m), NaN = missing.
         noise: Standard normal draws, (k, n, l), or (k, l) shared by all rows (common random numbers).
         posterior: Mean and log standard deviation, if not the model's for `x`: that of noisy rows in training.
+        prior: The prior, if not the model's: one that leaves each row out, in training.
 
     Raises:
         ShapeError: The noise has neither shape.
@@ -99,7 +105,7 @@ def terms(
         raise ShapeError(f"noise must have shape (k, {x.shape[0]}, {mean.shape[1]}), got {tuple(noise.shape)}.")
     z = mean + log_scale.exp() * noise
     log_qz = -(0.5 * noise.square() + log_scale + HALF_LOG_2PI).sum(-1)
-    return Terms(model.log_px_given_z(x, z), model.prior.log_prob(z), log_qz, z, mean)
+    return Terms(model.log_px_given_z(x, z), (prior or model.prior).log_prob(z), log_qz, z, mean)
 
 
 def elbo(log_weights: Tensor) -> Tensor:

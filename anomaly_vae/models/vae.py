@@ -12,7 +12,7 @@ from ..errors import ShapeError
 from ..options import TrainConfig
 from .likelihoods import TableLikelihood
 from .networks import MLP, TableInput
-from .priors import PRIORS, StandardNormal
+from .priors import PRIORS, Prior
 
 LOG_SCALE_BOUND = 7.0
 """Posterior standard deviations lie between exp(-7) and exp(7)."""
@@ -40,7 +40,7 @@ class VAE(nn.Module):
         self.likelihood = TableLikelihood(columns, continuous=config.continuous, variance=config.variance)
         self.decoder = MLP(self.latent, config.hidden[::-1], self.likelihood.width)
         self.largest_product = max(p.numel() for p in self.parameters())
-        self.prior: StandardNormal = PRIORS[config.prior](self.latent)
+        self.prior: Prior = PRIORS[config.prior](self.latent)
 
     def posterior(self, x: Tensor, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), each (n, l).

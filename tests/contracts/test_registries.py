@@ -17,7 +17,7 @@ from tests.conftest import mixed_frame
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_prior_integrates_to_one_and_samples_itself(name):
-    prior = PRIORS[name](1)
+    prior = PRIORS[name](1).double()
     z = torch.linspace(-12, 12, 20_001, dtype=torch.float64)[:, None]
     density = prior.log_prob(z).exp()
     assert torch.trapezoid(density, z[:, 0]).item() == pytest.approx(1.0, abs=1e-6)
@@ -52,7 +52,14 @@ def test_a_score_rises_as_a_row_moves_away(detector, kind):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"continuous": "fixed_gaussian"}, {"objective": "iwae", "train_k": 4}, {"hidden": ()}]
+    "change",
+    [
+        {},
+        {"continuous": "fixed_gaussian"},
+        {"objective": "iwae", "train_k": 4},
+        {"hidden": ()},
+        {"prior": "aggregated_posterior"},
+    ],
 )
 def test_every_way_to_train_gives_a_finite_calibrated_detector(change, tmp_path):
     config = dataclasses.replace(TrainConfig(steps=200, learning_rate=0.01, hidden=(16,)), **change)

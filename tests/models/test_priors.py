@@ -1,0 +1,68 @@
+"""The aggregated posterior is the mixture it says it is, and a training row never vouches for itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from anomaly_vae import Detector, TrainConfig, fit_detector
+from anomaly_vae.models.priors import EXEMPLARS, NARROWEST, AggregatedPosterior
+from tests.conftest import mixed_frame
+
+
+@pytest.fixture
+def posterior() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(30, 3, generator=generator), 0.5 * torch.randn(30, 3, generator=generator) - 1
+
+
+def oracle(means: torch.Tensor, log_scales: torch.Tensor) -> MixtureSameFamily:
+    components = Independent(Normal(means, log_scales.clamp(min=NARROWEST).exp()), 1)
+    return MixtureSameFamily(Categorical(torch.ones(len(means))), components)
+
+
+def test_the_density_is_that_of_the_mixture(posterior):
+    prior = AggregatedPosterior(3)
+    prior.keep(posterior)
+    z = 2 * torch.randn(4, 50, 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(prior.log_prob(z), oracle(*posterior).log_prob(z), rtol=1e-5, atol=1e-4)
+
+
+def test_a_row_is_left_out_of_its_own_prior(posterior):
+    rows = torch.tensor([3, 7, 29])
+    own = rows[:, None] == torch.arange(30)
+    z = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1))
+    got = AggregatedPosterior.around(posterior, own).log_prob(z)
+    for i, row in enumerate(rows):
+        others = torch.arange(30) != row
+        wanted = oracle(posterior[0][others], posterior[1][others]).log_prob(z[:, i])
+        torch.testing.assert_close(got[:, i], wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_before_training_it_is_the_standard_normal_and_keeps_what_fits(posterior):
+    prior = AggregatedPosterior(2)
+    z = torch.randn(9, 2)
+    torch.testing.assert_close(prior.log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(-1))
+    many = torch.randn(EXEMPLARS + 10, 2)
+    prior.keep((many, torch.zeros_like(many)))
+    assert torch.equal(prior.means, many[:EXEMPLARS])
+    assert prior.log_weights.exp().sum().item() == pytest.approx(1)
+
+
+def test_training_keeps_codes_of_training_rows_and_the_detector_saves_them(tmp_path):
+    frame = mixed_frame(900)
+    config = TrainConfig(steps=200, hidden=(16,), prior="aggregated_posterior")
+    fit = fit_detector(frame, config)
+    detector, fresh = fit.detector, mixed_frame(200, seed=1)
+    prior = detector.model.prior
+    codes = detector.model.posterior(detector.encode(frame.iloc[fit.split["train"]]))[0]
+    distance = torch.cdist(prior.means, codes, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert (prior.log_weights > -torch.inf).sum() == EXEMPLARS
+    assert distance.max() < 1e-4, "every component is the posterior of a training row under the final weights"
+    scores = detector.score_frame(fresh)["anomaly_score"]
+    detector.save(tmp_path / "m")
+    np.testing.assert_array_equal(Detector.load(tmp_path / "m").score_frame(fresh)["anomaly_score"], scores)
+    alone = [detector.score_frame(fresh[i : i + 1])["anomaly_score"].iloc[0] for i in range(30)]
+    np.testing.assert_array_equal(scores[:30], alone)
