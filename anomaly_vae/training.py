@@ -187,16 +187,19 @@ def fit(
                 on_epoch(epoch)
     model.load_state_dict(state.best)
     model.eval()
-    best = max(state.history, key=lambda e: e.validation_elbo)
-    if best.active_units == 0:
+    _warn_of_collapse(state.history)
+    return state.history
+
+
+def _warn_of_collapse(history: list[Epoch]) -> None:
+    if max(history, key=lambda e: e.validation_elbo).active_units == 0:
         warnings.warn(
             "the posterior collapsed: no latent dimension is in use, so each column is modelled by itself, by one "
             "plain distribution. If columns depend on each other or have several peaks, raise warmup "
             "(--set warmup=0.5), lower beta, or train longer (--set steps=10000).",
             TrainingWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return state.history
 
 
 def _run_epoch(state: _State, rows: _Rows, config: TrainConfig, plan: _Plan) -> Tensor:

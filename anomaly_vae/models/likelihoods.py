@@ -196,13 +196,11 @@ class NegativeBinomials:
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log probabilities, (..., g), of counts, or of -1 = no count.
 
-        Computed in float64, where differences of large lgammas survive.
+        Computed in float64, where differences of large lgammas survive (Apple's GPUs have none and lose digits).
         """
-        count, log_mean, log_total = (
-            x.nan_to_num(0.0).clamp(min=0.0).double(),
-            self.log_mean.double(),
-            self.log_total.double(),
-        )
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        count = x.nan_to_num(0.0).clamp(min=0.0).to(wide)
+        log_mean, log_total = self.log_mean.to(wide), self.log_total.to(wide)
         total = log_total.exp()
         log_sum = torch.logaddexp(log_mean, log_total)
         value = torch.lgamma(count + total) - torch.lgamma(total) - torch.lgamma(count + 1.0)
