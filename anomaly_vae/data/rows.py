@@ -21,6 +21,8 @@ from .cells import row_label
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+MOST_CELLS = 1 << 23
+"""Cells of a frame at most: 64 MiB of numbers, however wide the table."""
 TRUE_LABELS = frozenset({"1", "1.0", "true", "yes", "y", "t", "anomaly", "anomalous", "outlier"})
 FALSE_LABELS = frozenset({"0", "0.0", "false", "no", "n", "f", "normal", "inlier"})
 
@@ -56,7 +58,7 @@ def read_frames(path: str | Path, *, batch_rows: int = 65_536, text: Collection[
 
     Args:
         path: CSV or Parquet file, or a folder of them.
-        batch_rows: Rows per frame.
+        batch_rows: Rows per frame; fewer where the table is so wide that a frame would pass `MOST_CELLS` cells.
         text: Columns that stay text in CSV ("007" is not 7).
 
     Raises:
@@ -99,12 +101,16 @@ def read_table(path: str | Path, *, text: Collection[str] = ()) -> pd.DataFrame:
     return pd.concat(frames) if len(frames) > 1 else frames[0]
 
 
+def _frame_rows(batch_rows: int, columns: int) -> int:
+    return max(1, min(batch_rows, MOST_CELLS // max(1, columns)))
+
+
 def _parquet_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[pd.DataFrame]:
     if file.stat().st_size == 0:
         raise UnreadableDataError(f"{file.name!r} must be a Parquet file, got an empty file. Check the export.")
     with pq.ParquetFile(file, pre_buffer=False) as table:
         _refuse_duplicates(table.schema_arrow.names, file)
-        for batch in table.iter_batches(batch_rows):
+        for batch in table.iter_batches(_frame_rows(batch_rows, len(table.schema_arrow.names))):
             yield batch.to_pandas(integer_object_nulls=True)  # as floats, whole numbers over 2^53 would lose digits
 
 
@@ -120,6 +126,7 @@ def _csv_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[
     names = [str(name) for name in header.iloc[0]]
     _refuse_duplicates(names, file)
     dtypes = {name: "str" for name in text if name in names}
+    batch_rows = _frame_rows(batch_rows, len(names))
     with pd.read_csv(
         file, sep=separator, chunksize=batch_rows, dtype=dtypes, low_memory=False, quoting=csv.QUOTE_MINIMAL
     ) as chunks:

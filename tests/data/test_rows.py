@@ -121,3 +121,11 @@ def test_fractions_must_leave_rows():
 def test_large_whole_numbers_with_gaps_keep_their_digits(tmp_path):
     pd.DataFrame({"id": pd.array([2**53 + 1, None], dtype="Int64")}).to_parquet(tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet")["id"][0] == 2**53 + 1
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_wide_tables_come_in_shorter_frames(tmp_path, frame, suffix, monkeypatch):
+    monkeypatch.setattr("anomaly_vae.data.rows.MOST_CELLS", 600)
+    path = tmp_path / f"t{suffix}"
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    assert [len(part) for part in read_frames(path)] == [200] * 5
