@@ -17,7 +17,7 @@ COLUMNS = {
     "fixed_gaussian": Column(name="a", kind="continuous", dtype="float64", center=3.0, scale=20.0),
     "bernoulli": Column(name="b", kind="binary", dtype="bool", categories=("False", "True"), unseen=0.01),
     "categorical": Column(name="c", kind="categorical", dtype="string", categories=("x", "y", "z"), unseen=0.02),
-    "negative_binomial": Column(name="n", kind="count", dtype="int64", center=1.0, scale=0.5),
+    "rounded_log_normal": Column(name="n", kind="count", dtype="int64", center=1.0, scale=0.5),
 }
 MIXED = [
     Column(name="n", kind="count", dtype="int64", center=1.0, scale=0.5),
@@ -43,7 +43,7 @@ def test_total_probability_is_one(name):
         density = distribution.log_prob(u).exp()[:, 0]
         total = torch.trapezoid(density, u[:, 0] * column.scale).item()
     else:
-        cells = torch.arange(-1.0, 20_000.0) if column.kind == "count" else torch.arange(len(column.categories) + 1.0)
+        cells = torch.arange(-1.0, 50_000.0) if column.kind == "count" else torch.arange(len(column.categories) + 1.0)
         total = distribution.log_prob(cells[:, None]).double().exp().sum().item()
     assert total == pytest.approx(1.0, abs=1e-5)
 
@@ -54,7 +54,9 @@ def test_samples_have_the_stated_mean(name):
     torch.manual_seed(0)
     distribution = head(0.5 * torch.randn(1, head.width).expand(40_000, -1))
     drawn = distribution.sample(torch.Generator().manual_seed(1))
-    if COLUMNS[name].kind in ("continuous", "count"):
+    if COLUMNS[name].kind == "count":
+        assert drawn.median() == distribution.mean[0, 0]
+    elif COLUMNS[name].kind == "continuous":
         assert abs(drawn.mean() - distribution.mean[0, 0]) < 5 * drawn.std() / 200
     else:
         values, counts = drawn.unique(return_counts=True)
@@ -63,14 +65,29 @@ def test_samples_have_the_stated_mean(name):
         assert counts[0].item() / 40_000 == pytest.approx(stated.item(), abs=0.03)
 
 
-def test_negative_binomial_equals_scipy_even_for_large_counts():
-    head = LIKELIHOODS["negative_binomial"]([COLUMNS["negative_binomial"]])
-    h = torch.tensor([[2.0]])
-    mean, total = np.exp(1.0 + 0.5 * 2.0), head.log_total.exp().item()
-    counts = np.array([0, 1, 7, 1000, 100_000])
-    got = torch.stack([head(h).log_prob(torch.tensor([[float(c)]]))[0, 0] for c in counts])
-    wanted = stats.nbinom(total, total / (total + mean)).logpmf(counts)
-    np.testing.assert_allclose(got.detach().numpy(), wanted, rtol=1e-5)
+@pytest.mark.parametrize("location", [-3.0, 0.0, 2.0, 6.0])
+def test_counts_have_the_mass_that_scipy_gives_their_cell(location):
+    """From the lower tail to the upper, in narrow and wide cells."""
+    head = LIKELIHOODS["rounded_log_normal"]([COLUMNS["rounded_log_normal"]])
+    noise = float(0.01 + np.exp(-0.5))
+    counts = np.array([0.0, 1, 2, 7, 30, 1000, 100_000])
+    got = head(torch.tensor([[location]])).log_prob(torch.tensor(counts, dtype=torch.float32)[:, None])
+    edges = [np.where(counts > 0, np.log(counts + 0.5), -1e9), np.log(counts + 1.5)]
+    a, b = (((edge - 1.0) / 0.5 - location) / noise for edge in edges)
+    flip = a > 0
+    low, high = np.where(flip, -b, a), np.where(flip, -a, b)
+    wanted = stats.norm.logcdf(high) + np.log1p(-np.exp(stats.norm.logcdf(low) - stats.norm.logcdf(high)))
+    np.testing.assert_allclose(got[:, 0].detach().numpy(), wanted + np.log1p(-1e-6), rtol=2e-4, atol=1e-5)
+
+
+def test_counts_keep_finite_values_and_gradients_everywhere():
+    head = LIKELIHOODS["rounded_log_normal"]([COLUMNS["rounded_log_normal"]] * 2)
+    h = torch.tensor([[-40.0, 40.0], [0.0, 3.0], [500.0, -500.0]], requires_grad=True)
+    for count in (0.0, 1.0, 5.0, 1e4, 1e9, -1.0):
+        value = head(h).log_prob(torch.full((3, 2), count))
+        gradient = torch.autograd.grad(value.sum(), [h, head.noise_log], allow_unused=count < 0)
+        assert value.isfinite().all(), count
+        assert all(g is None or g.isfinite().all() for g in gradient), count
 
 
 def test_fixed_gaussian_is_the_textbook_loss():
