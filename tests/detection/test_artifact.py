@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
 from anomaly_vae.errors import ArtifactError, OutputExistsError
+from tests.conftest import mixed_frame
+
+DIGEST_OF_FORMAT_1 = "9988582e08ab30fd"
 
 
 @pytest.fixture
@@ -144,3 +148,14 @@ def test_dates_survive_the_golden_rows(tmp_path):
     detector.save(tmp_path / "m")
     out = Detector.load(tmp_path / "m").score_frame(frame, explain=1, alpha=0.2)
     assert np.isfinite(out["anomaly_score"]).all()
+
+
+def test_format_1_stays_readable():
+    """A detector saved by 0.1.0, in the repository as it was written: it loads and scores as it did then."""
+    frozen = Detector.load(Path(__file__).parent / "format_1")
+    rows = mixed_frame(5, seed=1).assign(when=pd.Timestamp("2024-01-03"))
+    out = frozen.score_frame(rows, alpha=0.2, explain=2)
+    then = [21.671177864074707, 22.025004982948303, 22.848371386528015, 23.35243844985962, 22.472612857818604]
+    np.testing.assert_allclose(out["anomaly_score"], then, rtol=1e-5)
+    np.testing.assert_allclose(out["p_value"] * 41, [35, 32, 21, 14, 26])
+    assert frozen.digest.startswith(DIGEST_OF_FORMAT_1)
