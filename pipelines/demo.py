@@ -33,7 +33,7 @@ from rich.table import Table
 from sklearn.datasets import load_breast_cancer
 
 from anomaly_vae import Detector, ScoreConfig, TrainConfig
-from anomaly_vae.evaluation.metrics import auroc_ap, false_alarm_rate
+from anomaly_vae.evaluation.metrics import auroc_ap, flag_rate
 from anomaly_vae.serving import tracking
 from anomaly_vae.serving.batch import score_file, strangest_rows
 
@@ -148,7 +148,7 @@ def show_summary(scores: dict[str, NDArray[np.float64]], truth: NDArray[np.bool_
         intervals = [f"{low:.3f} to {high:.3f}" for low, high in ((r.auroc_low, r.auroc_high), (r.ap_low, r.ap_high))]
         table.add_row(name, f"{r.auroc:.3f}", intervals[0], f"{r.average_precision:.3f}", intervals[1])
     console.print(table)
-    alarms = false_alarm_rate(flags[~truth])
+    alarms = flag_rate(flags[~truth])
     say(
         f"flagged: {flags[truth].mean():.0%} of the malignant and {alarms.rate:.1%} of the benign test rows "
         f"(95 %: {alarms.low:.1%} to {alarms.high:.1%}; promised: {ScoreConfig.alpha:.0%} on average)"

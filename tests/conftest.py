@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
 
@@ -26,6 +27,14 @@ def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:
     frame.loc[rng.random(n) < 0.1, "weight"] = np.nan
     frame.loc[rng.random(n) < 0.1, "city"] = None
     return frame
+
+
+def low_rank_rows(n: int, columns: int, *, rank: int, noise: float) -> torch.Tensor:
+    """Gaussian rows near a subspace, (n, columns), float64: what probabilistic PCA describes exactly."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+    z = torch.randn(n, rank, generator=generator, dtype=torch.float64)
+    return z @ mix + noise * torch.randn(n, columns, generator=generator, dtype=torch.float64)
 
 
 @pytest.fixture(scope="session")

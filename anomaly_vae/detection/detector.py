@@ -106,8 +106,8 @@ class Detector:
 
         Returns:
             One row each, same index, with the columns `SCORE_COLUMNS`: score, standard error and threshold in nats;
-            `mc_se` and `ess` NaN at k = 1; `reliable` false where the effective sample size is under 5; `attributions`
-            JSON text whose nats sum to the score.
+            `mc_se` NaN at k = 1; `ess` of importance weights, so for the likelihood alone, and `reliable` false where
+            it is under 5; `attributions` JSON text whose nats sum to the score.
 
         Raises:
             SchemaError: The rows are not of the schema.

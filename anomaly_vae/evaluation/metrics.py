@@ -122,11 +122,13 @@ def auroc_ap(
     )
 
 
-def false_alarm_rate(flags_of_normal_rows: ArrayLike, *, level: float = 0.95) -> Rate:
-    """Share of normal rows that were flagged, with its exact (Clopper-Pearson) interval.
+def flag_rate(flags: ArrayLike, *, level: float = 0.95) -> Rate:
+    """Share of rows that were flagged, with its exact (Clopper-Pearson) interval.
+
+    Of normal rows it is the false-alarm rate, of anomalous ones the share found.
 
     Args:
-        flags_of_normal_rows: True where a row known to be normal was flagged, shape (n,).
+        flags: True where a row was flagged, shape (n,).
         level: Confidence level, between 0 and 1.
 
     Raises:
@@ -134,15 +136,15 @@ def false_alarm_rate(flags_of_normal_rows: ArrayLike, *, level: float = 0.95) ->
         ConfigError: The level is out of range.
 
     Example:
-        >>> rate = false_alarm_rate([True] + [False] * 19)
+        >>> rate = flag_rate([True] + [False] * 19)
         >>> rate.rate, round(rate.high, 3)
         (0.05, 0.249)
     """
-    flags = np.asarray(flags_of_normal_rows, dtype=bool)
+    flags = np.asarray(flags, dtype=bool)
     _check_level(level)
     if flags.ndim != 1 or not flags.size:
         raise ShapeError(
-            f"flags must have shape (n,) with n >= 1, got {flags.shape}. Pass one flag for each normal row.",
+            f"flags must have shape (n,) with n >= 1, got {flags.shape}. Pass one flag for each row.",
             shape=flags.shape,
         )
     count, n = int(flags.sum()), flags.size

@@ -28,7 +28,7 @@ from ..data.rows import PARQUET_SUFFIXES, labels, read_frames, table_files
 from ..data.schema import Schema
 from ..detection.calibration import discovery_cutoff
 from ..errors import ConfigError, OutputExistsError, SchemaError
-from ..evaluation.metrics import Ranking, Rate, auroc_ap, false_alarm_rate
+from ..evaluation.metrics import Ranking, Rate, auroc_ap, flag_rate
 from ..options import ScoreConfig
 
 ROW = "row"
@@ -251,8 +251,8 @@ def evaluate_file(
     anomalous, flags = np.concatenate(truth), np.concatenate(flag)
     return Evaluation(
         ranking=auroc_ap(anomalous, np.concatenate(score)),
-        false_alarms=false_alarm_rate(flags[~anomalous]),
-        detections=false_alarm_rate(flags[anomalous]),
+        false_alarms=flag_rate(flags[~anomalous]),
+        detections=flag_rate(flags[anomalous]),
         alpha=alpha,
     )
 

@@ -32,7 +32,7 @@ from ..errors import ArtifactError, ConfigError, ShapeError
 from ..estimator import Fit, fit_detector
 from ..evaluation.metrics import Ranking, auroc_ap
 from ..options import ScoreConfig, TrainConfig
-from ..reporting.figures import score_histogram, training_curves
+from ..reporting.figures import calibration_curve, score_histogram, training_curves
 from . import flavor
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def train_and_register(
         ranking = None
         if len(held):
             ranking = _log_scores(fit.detector, held, frame[~normal])
+            _log_calibration(fit.detector, rows.iloc[fit.split["validation"]])
         mlflow.log_figure(training_curves(fit.history), "figures/training.png")
         registered = _register(fit.detector, name, run_id)
         if ranking is not None:
@@ -312,7 +313,7 @@ def _log_settings(config: TrainConfig, rows: pd.DataFrame, name: str, source: st
 
 def _log_scores(detector: Detector, held: pd.DataFrame, anomalous: pd.DataFrame) -> Ranking | None:
     """Log where the scores of held-out rows lie; rank them against rows labelled anomalous if there are any."""
-    alpha = max(ScoreConfig.alpha, 1 / (detector.calibration.rows + 1))  # a small table cannot promise less
+    alpha = _promised(detector)
     normal = detector.score_frame(held, alpha=alpha)["anomaly_score"].to_numpy()
     ranking, labels, scores = None, None, normal
     if len(anomalous):
@@ -321,6 +322,19 @@ def _log_scores(detector: Detector, held: pd.DataFrame, anomalous: pd.DataFrame)
         ranking = auroc_ap(labels, scores)
     mlflow.log_figure(score_histogram(scores, detector.threshold(alpha), labels), "figures/scores.png")
     return ranking
+
+
+def _log_calibration(detector: Detector, fresh: pd.DataFrame) -> None:
+    """Log how p-values keep their promise on the validation rows, which only decided when training stopped."""
+    if len(fresh):
+        p_values = detector.score_frame(fresh, alpha=_promised(detector))["p_value"]
+        figure = calibration_curve(p_values, n_calibration=detector.calibration.rows)
+        mlflow.log_figure(figure, "figures/calibration.png")
+
+
+def _promised(detector: Detector) -> float:
+    """Return the default alpha, or the least that a small table's calibration rows can promise."""
+    return max(ScoreConfig.alpha, 1 / (detector.calibration.rows + 1))
 
 
 def _register(detector: Detector, name: str, run_id: str) -> Registered:

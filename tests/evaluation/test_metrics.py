@@ -12,7 +12,7 @@ from scipy.stats import beta
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_vae.errors import ConfigError, ShapeError
-from anomaly_vae.evaluation.metrics import _bootstrap, _ranking_of_counts, auroc_ap, false_alarm_rate
+from anomaly_vae.evaluation.metrics import _bootstrap, _ranking_of_counts, auroc_ap, flag_rate
 
 
 def scored_rows(n_normal: int, n_anomalous: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +110,7 @@ def test_bad_input_is_named(labels: list, scores: list, options: dict, error: ty
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_rates_have_the_clopper_pearson_interval(count: int, n: int, level: float) -> None:
     flags = np.arange(n) < count
-    rate = false_alarm_rate(flags, level=level)
+    rate = flag_rate(flags, level=level)
     tail = (1 - level) / 2
     low = 0.0 if count == 0 else beta.ppf(tail, count, n - count + 1)
     high = 1.0 if count == n else beta.ppf(1 - tail, count + 1, n - count)
@@ -120,11 +120,11 @@ def test_rates_have_the_clopper_pearson_interval(count: int, n: int, level: floa
 
 def test_no_row_has_no_rate() -> None:
     with pytest.raises(ShapeError, match=r"n >= 1, got \(0,\)"):
-        false_alarm_rate([])
+        flag_rate([])
 
 
 def test_results_are_json() -> None:
     labels, scores = scored_rows(20, 5)
     kept = json.loads(json.dumps(auroc_ap(labels, scores, n_boot=10).to_dict()))
     assert kept["n_anomalous"] == 5
-    assert json.loads(json.dumps(false_alarm_rate([False, True]).to_dict()))["rate"] == 0.5
+    assert json.loads(json.dumps(flag_rate([False, True]).to_dict()))["rate"] == 0.5

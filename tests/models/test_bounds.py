@@ -12,14 +12,12 @@ from sklearn.decomposition import PCA
 from anomaly_vae.errors import ShapeError
 from anomaly_vae.models import bounds
 from anomaly_vae.models.linear import ProbabilisticPCA
+from tests.conftest import low_rank_rows
 
 
 @pytest.fixture(scope="module")
 def rows() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(3, 6, generator=generator, dtype=torch.float64)
-    z = torch.randn(400, 3, generator=generator, dtype=torch.float64)
-    return z @ mix + 0.3 * torch.randn(400, 6, generator=generator, dtype=torch.float64)
+    return low_rank_rows(400, 6, rank=3, noise=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,14 @@ from anomaly_vae.detection.scores import score_rows, split_scores
 from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.vae import VAE, active_units
+from tests.conftest import low_rank_rows
 
 LINEAR = TrainConfig(hidden=(), latent=2, input_noise=0.0, hide=0.0, warmup=0.0)
 
 
 @pytest.fixture(scope="module")
 def rows() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(2, 5, generator=generator, dtype=torch.float64)
-    z = torch.randn(500, 2, generator=generator, dtype=torch.float64)
-    return z @ mix + 0.4 * torch.randn(500, 5, generator=generator, dtype=torch.float64)
+    return low_rank_rows(500, 5, rank=2, noise=0.4)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_the_run_records_settings_data_metrics_and_figures(registered: tracking.
         ]
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == [NAME]
     files = {f.path for f in client.list_artifacts(registered.run_id, "figures")}
-    assert files == {"figures/training.png", "figures/scores.png"}
+    assert files == {"figures/training.png", "figures/scores.png", "figures/calibration.png"}
 
 
 def test_labelled_rows_are_left_out_and_ranked(registered: tracking.Registered) -> None:
