@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin
+from scipy.special import erf
+from scipy.stats import binom
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -21,7 +23,7 @@ from . import training
 from .data.rows import split_rows
 from .data.schema import Schema, named
 from .detection.detector import Detector
-from .errors import CalibrationError, ConfigError, SchemaError, TrainingWarning
+from .errors import CalibrationError, ConfigError, NotFittedError, SchemaError, TrainingWarning
 from .models.vae import VAE
 from .options import TrainConfig
 from .training import Epoch
@@ -164,8 +166,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         try:
             self.offset_ = -self.detector_.threshold(self.alpha)
         except CalibrationError as error:
-            scores = self.score_samples(X)
-            self.offset_ = float(np.quantile(scores, self.alpha))
+            self.offset_ = -float(np.quantile(self._training_scores(X), 1 - self.alpha))
             warnings.warn(
                 f"{error} Until then the threshold is a quantile of the training scores, which promises nothing.",
                 TrainingWarning,
@@ -191,6 +192,38 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return self.detector_.score_frame(self._frame(X, reset=False), alpha=self.alpha, explain=explain)
 
+    def as_pyod(self, X: Any = None, *, contamination: float | None = None) -> PyODFacade:
+        """Return this detector in PyOD's conventions: high scores are anomalous, labels are 0 and 1.
+
+        Before `fit`, the facade's own `fit` trains a copy. After it, the facade speaks for this very detector; give
+        the training rows if it is also to have what PyOD derives from their scores (`decision_scores_`, `labels_`,
+        `predict_proba` by "linear" and "unify").
+
+        Args:
+            X: The rows that this detector was fitted to; only after `fit`.
+            contamination: See `PyODFacade`.
+
+        Raises:
+            NotFittedError: There are rows but no fitted detector.
+            ConfigError: The contamination is out of range, or given for a fitted detector without its rows.
+        """
+        facade = PyODFacade(self, contamination=contamination)
+        fitted = hasattr(self, "detector_")
+        if fitted and X is None and contamination is not None:
+            raise ConfigError(
+                "contamination must come with the training rows, of whose scores it is a quantile, got none. "
+                "Give them: as_pyod(X, contamination=...)."
+            )
+        if fitted:
+            return facade._adopt(self, X)
+        if X is not None:
+            raise NotFittedError("as_pyod(X) must follow fit(X), got no fitted detector. Use as_pyod().fit(X).")
+        return facade
+
+    def _training_scores(self, X: Any) -> NDArray[np.float64]:
+        """Return the anomaly scores of the rows that `fit` was given, (n,), nats, high = anomalous."""
+        return -self.score_samples(X)
+
     def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame:
         if isinstance(X, pd.DataFrame):
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -203,3 +236,136 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+
+class PyODFacade(BaseEstimator):
+    """A detector in PyOD's conventions: high scores are anomalous, labels are 0 and 1.
+
+    `AnomalyDetector.as_pyod` makes it. Names and meanings are those of `pyod.models.base.BaseDetector`, and PyOD itself
+    is not needed. Two things are added: by default the threshold is the detector's promised false-alarm rate and not a
+    guess of how many rows are anomalous, and `predict_proba` also offers conformal p-values.
+
+    Args:
+        estimator: The detector; `fit` trains a copy of it.
+        contamination: Share of the training rows to label anomalous, in (0, 0.5]; None: label at the detector's
+            `alpha`.
+
+    Attributes:
+        estimator_: The fitted `AnomalyDetector`.
+        decision_scores_: Scores of the training rows, (n,), nats.
+        threshold_: Score above which a row is labelled 1.
+        labels_: Labels of the training rows, (n,).
+
+    Example:
+        >>> X = np.random.default_rng(0).normal(size=(300, 2))
+        >>> clf = AnomalyDetector(TrainConfig(steps=200), random_state=0).as_pyod().fit(X)
+        >>> clf.predict([[0.0, 0.0], [9.0, -9.0]]).tolist()
+        [0, 1]
+        >>> clf.predict_proba([[9.0, -9.0]], method="conformal").round(2).tolist()
+        [[0.02, 0.98]]
+    """
+
+    def __init__(self, estimator: AnomalyDetector, *, contamination: float | None = None) -> None:
+        number = isinstance(contamination, (int, float)) and not isinstance(contamination, bool)
+        if contamination is not None and not (number and 0 < contamination <= 0.5):
+            raise ConfigError(
+                f"contamination must be a share in (0, 0.5] or None, got {contamination!r}. Leave it out to label at "
+                "the detector's false-alarm rate."
+            )
+        self.estimator = estimator
+        self.contamination = contamination
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Train a copy of the detector and score the training rows.
+
+        Args:
+            X: Rows, as `AnomalyDetector.fit` takes them.
+            y: Ignored.
+        """
+        return self._adopt(clone(self.estimator).fit(X), X)
+
+    def fit_predict(self, X: Any, y: Any = None) -> NDArray[np.int64]:
+        """Return `fit(X).labels_`, (n,)."""
+        return self.fit(X).labels_
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return the anomaly score of each row, (n,), nats, high = anomalous."""
+        check_is_fitted(self, "threshold_")
+        return -self.estimator_.score_samples(X)
+
+    def predict(self, X: Any, return_confidence: bool = False) -> Any:
+        """Return 1 for anomalies and 0 for normal rows, (n,); with `return_confidence`, their confidence too."""
+        scores = self.decision_function(X)
+        labels = self._label(scores)
+        return (labels, self._confidence(scores)) if return_confidence else labels
+
+    def predict_proba(self, X: Any, method: str = "linear", return_confidence: bool = False) -> Any:
+        """Return the outlyingness of each row as [normal, anomalous] shares, (n, 2).
+
+        Args:
+            X: Rows.
+            method: How the second column is made: "linear", the score's place between the least and the largest
+                training score; "unify", the error function of its standardised value (Kriegel et al. 2011); or
+                "conformal", 1 - p_value, which alone comes with a promise: of normal rows at most a share alpha has
+                1 - alpha or more.
+            return_confidence: Whether to return `predict_confidence` as well.
+
+        Raises:
+            ConfigError: The method is unknown.
+            CalibrationError: "conformal" was asked of a detector without calibration rows.
+        """
+        scores = self.decision_function(X)
+        if method == "conformal":
+            detector = self.estimator_.detector_
+            detector.threshold(0.5)  # refuses a detector without calibration rows
+            outlying = 1 - detector.calibration.p_values(scores, k=detector.config.k)
+        elif method == "linear":
+            low, high = self._of_training().min(), self.decision_scores_.max()
+            outlying = (scores - low) / ((high - low) or 1.0)
+        elif method == "unify":
+            centre, spread = self._of_training().mean(), self.decision_scores_.std()
+            outlying = erf((scores - centre) / ((spread or 1.0) * np.sqrt(2)))
+        else:
+            raise ConfigError(f"method must be one of linear, unify, conformal, got {method!r}. Choose one of them.")
+        outlying = np.clip(outlying, 0, 1)
+        shares = np.column_stack([1 - outlying, outlying])
+        return (shares, self._confidence(scores)) if return_confidence else shares
+
+    def predict_confidence(self, X: Any) -> NDArray[np.float64]:
+        """Return how probably each row would keep its label had the training rows been others, (n,).
+
+        References:
+            Perini, Vercruyssen & Davis (2020), Quantifying the confidence of anomaly detectors in their example-wise
+            predictions.
+        """
+        return self._confidence(self.decision_function(X))
+
+    def _adopt(self, fitted: AnomalyDetector, X: Any) -> Self:
+        """Take over a fitted detector, and what its training rows tell if they are given."""
+        self.estimator_ = fitted
+        self.threshold_ = -fitted.offset_
+        if X is not None:
+            self.decision_scores_ = fitted._training_scores(X)
+            if self.contamination is not None:
+                self.threshold_ = float(np.quantile(self.decision_scores_, 1 - self.contamination))
+            self.labels_ = self._label(self.decision_scores_)
+        return self
+
+    def _label(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+        return (scores > self.threshold_).astype(np.int64)
+
+    def _of_training(self) -> NDArray[np.float64]:
+        if not hasattr(self, "decision_scores_"):
+            raise NotFittedError(
+                "scores of the training rows must be known for this, got a detector fitted without them. "
+                "Give the rows: as_pyod(X), or as_pyod().fit(X)."
+            )
+        return self.decision_scores_
+
+    def _confidence(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        training = np.sort(self._of_training())
+        n = len(training)
+        flagged = int(n * (self.labels_.mean() if self.contamination is None else self.contamination))
+        below = (1 + np.searchsorted(training, scores, side="right")) / (2 + n)
+        confidence = 1 - binom.cdf(n - flagged, n, below)
+        return np.where(self._label(scores) == 0, 1 - confidence, confidence)

@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
+from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from anomaly_vae import AnomalyDetector, TrainConfig, fit_detector
-from anomaly_vae.errors import ConfigError, NotFittedError, SchemaError, TrainingWarning
+from anomaly_vae.errors import CalibrationError, ConfigError, NotFittedError, SchemaError, TrainingWarning
+from anomaly_vae.estimator import PyODFacade
 from tests.conftest import mixed_frame
 
 SMALL = TrainConfig(steps=50, hidden=(8,), calibration_k=(4,), k=4)
@@ -116,3 +118,103 @@ def test_a_key_splits_by_hash():
     groups = {name: set(part // 4) for name, part in fit.split.items()}
     assert groups["train"].isdisjoint(groups["calibration"])
     assert groups["train"].isdisjoint(groups["validation"])
+
+
+def test_pyod_facade_turns_the_sign_and_keeps_the_flags():
+    X, fresh = mixed_frame(400), mixed_frame(100, seed=2)
+    clf = AnomalyDetector(SMALL, random_state=0).fit(X)
+    facade = clf.as_pyod(X)
+    assert facade.estimator_ is clf
+    np.testing.assert_array_equal(facade.decision_function(fresh), -clf.score_samples(fresh))
+    np.testing.assert_array_equal(facade.decision_scores_, -clf.score_samples(X))
+    assert facade.threshold_ == clf.detector_.threshold(0.05)
+    np.testing.assert_array_equal(facade.labels_, clf.predict(X) == -1)
+    np.testing.assert_array_equal(facade.predict(fresh), clf.score_frame(fresh)["is_anomaly"])
+    conformal = facade.predict_proba(fresh, method="conformal")
+    np.testing.assert_array_equal(conformal[:, 1], 1 - clf.score_frame(fresh)["p_value"])
+    again = AnomalyDetector(SMALL, random_state=0).as_pyod().fit(X)
+    np.testing.assert_array_equal(again.decision_scores_, facade.decision_scores_)
+
+
+def test_pyod_facade_fits_a_copy_and_is_cloned_like_an_estimator():
+    X = mixed_frame(100)
+    original = AnomalyDetector(SMALL, random_state=0)
+    facade = original.as_pyod(contamination=0.1)
+    np.testing.assert_array_equal(clone(facade).fit_predict(X), facade.fit(X).labels_)
+    assert not hasattr(original, "detector_")
+    assert facade.labels_.sum() == 10
+    assert facade.get_params(deep=False) == {"estimator": original, "contamination": 0.1}
+
+
+@pytest.mark.parametrize("contamination", [0.07, 0.5])
+def test_pyod_facade_agrees_with_pyod(contamination):
+    """PyOD's own base class, given the same scores, is the oracle of all that is derived from them."""
+    base = pytest.importorskip("pyod.models.base")
+
+    class Same(base.BaseDetector):
+        def __init__(self, facade):
+            super().__init__(contamination=contamination)
+            self.facade = facade
+
+        def fit(self, X, y=None):
+            self._set_n_classes(y)
+            self.decision_scores_ = self.facade.decision_scores_
+            return self._process_decision_scores()
+
+        def decision_function(self, X):
+            return self.facade.decision_function(X)
+
+    X, fresh = mixed_frame(200), mixed_frame(100, seed=2)
+    facade = AnomalyDetector(SMALL, random_state=0).as_pyod(contamination=contamination).fit(X)
+    oracle = Same(facade).fit(X)
+    assert facade.threshold_ == pytest.approx(oracle.threshold_, rel=1e-12)
+    np.testing.assert_array_equal(facade.labels_, oracle.labels_)
+    for ours, theirs in zip(facade.predict(fresh, True), oracle.predict(fresh, True), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    for method in ("linear", "unify"):
+        ours, confidence = facade.predict_proba(fresh, method, return_confidence=True)
+        np.testing.assert_allclose(ours, oracle.predict_proba(fresh, method), atol=1e-12)
+        np.testing.assert_array_equal(confidence, facade.predict_confidence(fresh))
+
+
+def test_pyod_shares_are_probabilities_of_two_classes():
+    X, fresh = mixed_frame(200), mixed_frame(50, seed=2)
+    facade = AnomalyDetector(SMALL, random_state=0).as_pyod().fit(X)
+    for method in ("linear", "unify", "conformal"):
+        shares = facade.predict_proba(fresh, method)
+        assert shares.shape == (50, 2)
+        assert ((shares >= 0) & (shares <= 1)).all()
+        np.testing.assert_allclose(shares.sum(1), 1)
+    with pytest.raises(ConfigError, match="method must be one of linear, unify, conformal, got 'softmax'"):
+        facade.predict_proba(fresh, "softmax")
+
+
+def test_pyod_facade_says_what_it_needs():
+    X = mixed_frame(200)
+    unfitted = AnomalyDetector(SMALL, random_state=0)
+    with pytest.raises(NotFittedError, match=r"Use as_pyod\(\).fit\(X\)"):
+        unfitted.as_pyod(X)
+    with pytest.raises(SklearnNotFittedError):
+        unfitted.as_pyod().predict(X)
+    for wrong in (0.0, 0.6, "auto", True):
+        with pytest.raises(ConfigError, match=r"contamination must be a share in \(0, 0.5\] or None"):
+            PyODFacade(unfitted, contamination=wrong)
+    clf = clone(unfitted).fit(X)
+    with pytest.raises(ConfigError, match="contamination must come with the training rows"):
+        clf.as_pyod(contamination=0.1)
+    without_rows = clf.as_pyod()
+    assert set(without_rows.predict(X)) == {0, 1}
+    assert not hasattr(without_rows, "labels_")
+    for ask in (without_rows.predict_proba, without_rows.predict_confidence):
+        with pytest.raises(NotFittedError, match="Give the rows"):
+            ask(X)
+
+
+@pytest.mark.filterwarnings("ignore::anomaly_vae.errors.TrainingWarning")
+def test_pyod_shares_cannot_be_conformal_without_calibration():
+    X = mixed_frame(50)
+    uncalibrated = TrainConfig(steps=20, hidden=(8,), calibration_k=(4,), k=4, calibration=0.0)
+    facade = AnomalyDetector(uncalibrated, random_state=0).as_pyod().fit(X)
+    assert 1 <= facade.labels_.sum() <= 5
+    with pytest.raises(CalibrationError, match="calibration rows to give p-values, got none"):
+        facade.predict_proba(X, "conformal")
