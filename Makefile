@@ -3,8 +3,10 @@
 PYTHON      ?= python3
 # Name a wheel index for torch, for example the CPU-only or a CUDA index from PyTorch's install page; empty: pip's own choice.
 TORCH_INDEX ?=
-# Folder of ADBench .npz tables for `make bench`; empty: the parts that need them say that they are skipped.
+# Folder of labelled .npz tables (X, y with 1 = anomaly, as ADBench has them) for `make bench-tables`; empty: scikit-learn's
+# breast-cancer table alone. BENCH_ARGS: further options, for example '--detector anomaly_vae --detector knn --seeds 1'.
 DATA        ?=
+BENCH_ARGS  ?=
 PYTEST_ARGS ?=
 
 VENV  := .venv
@@ -15,10 +17,10 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench docs clean
+.PHONY: help install venv demo test lint slow bench bench-tables docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: install ## the same as install
 install: $(READY) ## create .venv with the pinned dependencies and this package, editable
@@ -46,8 +48,11 @@ lint: $(READY) ## style, types and the layering of the rooms
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(READY) ## speed, memory and accuracy beside peers; DATA=folder of ADBench tables
-	@$(BIN)/python pipelines/bench.py $(if $(DATA),--data $(DATA))
+bench: $(READY) ## speed and memory on this machine
+	@$(BIN)/python pipelines/bench.py
+
+bench-tables: $(READY) ## accuracy beside PyOD's detectors; DATA=folder of labelled tables; goes on where it stopped
+	@$(BIN)/python pipelines/benchmark.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 docs: $(READY) ## run every example of README and docs/, and the docstrings' examples
 	@$(BIN)/python -m pytest tests/test_readme.py $(PYTEST_ARGS)

@@ -26,11 +26,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from bench import forest_scores, one_class, ppca_scores
+from contenders import PPCA
+from labelled import one_class
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_breast_cancer
+from sklearn.ensemble import IsolationForest
 
 from anomaly_vae import Detector, ScoreConfig, TrainConfig
 from anomaly_vae.evaluation.metrics import auroc_ap, flag_rate
@@ -195,8 +197,8 @@ def main(root: Path) -> None:
     with step(6, "Summary"):
         x, y = train.to_numpy(), test.to_numpy()
         scores = {"anomaly_vae": scored["anomaly_score"].to_numpy()}
-        scores["isolation forest"] = forest_scores(x, y, SEED)
-        scores["probabilistic PCA"] = ppca_scores(x, y, SEED)
+        scores["isolation forest"] = -IsolationForest(random_state=SEED).fit(x).score_samples(y)
+        scores["probabilistic PCA"] = PPCA().fit(x).decision_function(y)
         show_summary(scores, truth, scored["is_anomaly"].to_numpy())
 
     console.print(f"\n[bold green]Done in {time.perf_counter() - started:.0f} s.[/]")

@@ -115,8 +115,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_named_targets_and_functions_exist(page: Path) -> None:
     """`make` targets named in the text are in the Makefile; dotted names of this package can be imported."""
     text = page.read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z]+)", text)) | set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", text)) | set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE))
     assert named <= targets
     rooms = "data|models|training|detection|estimator|evaluation|reporting|serving|options|errors"
     for dotted in set(re.findall(rf"`((?:{rooms})(?:\.\w+)+)`", text)):

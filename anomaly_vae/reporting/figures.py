@@ -1,4 +1,4 @@
-"""Results as figures: training curves, score histogram, calibration of p-values.
+"""Results as figures: training curves, score histogram, calibration of p-values, mean ranks.
 
 Every function returns a `matplotlib.figure.Figure` made with the object interface: no pyplot, no global
 state, so a figure can be made in any thread of any program. `figure.savefig(path)` writes it. The colours are
@@ -20,6 +20,7 @@ from scipy.stats import betabinom, binom
 from ..errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
+    from ..evaluation.comparison import Comparison
     from ..training import Epoch
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -160,6 +161,41 @@ def calibration_curve(p_values: ArrayLike, *, n_calibration: int | None = None) 
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         _legend(axes, "upper left")
+    return figure
+
+
+def mean_ranks(names: Sequence[str], comparison: Comparison, *, metric: str) -> Figure:
+    """Mean ranks of detectors over tables with their intervals, the best on top.
+
+    Args:
+        names: One for each detector of the comparison.
+        comparison: As `evaluation.comparison.compare` returns it; detectors without a rank are left out.
+        metric: What they were ranked by.
+
+    Raises:
+        ShapeError: There are not as many names as detectors, or none has a rank.
+    """
+    ranked = np.flatnonzero(np.isfinite(comparison.rank))
+    if len(names) != len(comparison.rank) or not len(ranked):
+        raise ShapeError(
+            f"names must be one for each of {len(comparison.rank)} detectors, of which {len(ranked)} have a rank, got "
+            f"{len(names)}. Compare detectors that have all runs."
+        )
+    order = ranked[np.argsort(-comparison.rank[ranked], kind="stable")]  # the worst first, at the bottom
+    figure = Figure(figsize=(9, 1.6 + 0.4 * len(order)), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    title = f"Mean rank by {metric}; {comparison.level:.0%} intervals over {comparison.tables} tables"
+    _style(axes, title, "mean rank, 1 = best", "")
+    heights = np.arange(len(order))
+    axes.hlines(heights, comparison.rank_low[order], comparison.rank_high[order], color=BLUE, linewidth=2)
+    axes.plot(comparison.rank[order], heights, "o", color=BLUE, label="mean rank")
+    for height, rank in zip(heights, comparison.rank[order], strict=True):
+        axes.annotate(
+            f"{rank:.2f}", (rank, height), (0, 6), textcoords="offset points", ha="center", color=INK, fontsize=9
+        )
+    axes.set_yticks(heights, [names[i] for i in order])
+    axes.set_ylim(-0.6, len(order) - 0.3)
+    axes.set_xlim(0.9, len(order) + 0.1)
     return figure
 
 

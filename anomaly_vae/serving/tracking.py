@@ -116,7 +116,7 @@ def train_and_register(
     if not normal.any():
         raise ShapeError("the table must have normal rows to learn from, got labels that are all true. Check --label.")
     rows = frame[normal]
-    with quiet(), _run(name) as run_id:
+    with quiet(), tracked_run(name) as run_id:
         epochs = _EpochLog(run_id)
         fit = fit_detector(rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress)
         epochs.flush(fit.history)
@@ -151,7 +151,7 @@ def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
     loaded = load(uri)
     name = registry_name(loaded.uri)
     detector = loaded.detector.calibrate(frame)
-    with quiet(), _run(name) as run_id:
+    with quiet(), tracked_run(name) as run_id:
         mlflow.log_params({"calibrated_from": loaded.uri, "calibration_rows": len(frame)})
         return _register(detector, name, run_id)
 
@@ -237,6 +237,19 @@ def check_name(name: str) -> None:
 
 
 @contextlib.contextmanager
+def tracked_run(name: str) -> Iterator[str]:
+    """A run in the experiment of that name, or the run that `mlflow run` has opened for this process."""
+    uri = connect()
+    if "MLFLOW_RUN_ID" not in os.environ:
+        if mlflow.get_experiment_by_name(name) is None:
+            local = (_default_root() / "artifacts" / name).as_uri() if uri == _default_uri() else None
+            mlflow.create_experiment(name, artifact_location=local)
+        mlflow.set_experiment(name)
+    with mlflow.start_run() as run:
+        yield run.info.run_id
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep MLflow's notes (database migrations, registry chatter) off the user's screen; errors still show."""
     loggers = [logging.getLogger(name) for name in NOISY]
@@ -286,19 +299,6 @@ def _default_root() -> Path:
 
 def _default_uri() -> str:
     return f"sqlite:///{_default_root() / 'mlflow.db'}"
-
-
-@contextlib.contextmanager
-def _run(name: str) -> Iterator[str]:
-    """A run in the experiment of that name, or the run that `mlflow run` has opened for this process."""
-    uri = connect()
-    if "MLFLOW_RUN_ID" not in os.environ:
-        if mlflow.get_experiment_by_name(name) is None:
-            local = (_default_root() / "artifacts" / name).as_uri() if uri == _default_uri() else None
-            mlflow.create_experiment(name, artifact_location=local)
-        mlflow.set_experiment(name)
-    with mlflow.start_run() as run:
-        yield run.info.run_id
 
 
 def _log_settings(config: TrainConfig, rows: pd.DataFrame, name: str, source: str | None) -> None:
