@@ -37,11 +37,12 @@ def free_cores() -> int:
     return max(1, min(2, round(len(os.sched_getaffinity(0)) - os.getloadavg()[0])))
 
 
-def compute(runs: Sequence[Run], store: Store, *, jobs: int, limit: float, console: Console) -> set[str]:
+def compute(runs: Sequence[Run], store: Store, *, jobs: int, limit: float, retry: bool, console: Console) -> set[str]:
     """Carry out what is not done yet, keep each result at once, and return the labels that have new results."""
-    todo = {run.key: run for run in runs if not store.is_done(run, limit=limit)}
-    if len(todo) < len(runs):
-        console.print(f"{len(runs) - len(todo)} of {len(runs)} runs are there already", style="dim", highlight=False)
+    missing = [run for run in runs if not store.is_done(run, limit=limit, retry=retry)]
+    todo = {run.key: run for run in missing}  # two names of the same settings are one run
+    if len(missing) < len(runs):
+        console.print(f"{len(runs) - len(missing)} of {len(runs)} runs are there already", style="dim", highlight=False)
     if not todo:
         return set()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -53,7 +54,7 @@ def compute(runs: Sequence[Run], store: Store, *, jobs: int, limit: float, conso
             if outcome.status != "ok":
                 progress.console.print(f"{words}: {outcome.reason}", style="yellow", highlight=False, markup=False)
             progress.update(bar, advance=1, description=words)
-    return {run.contender.label for run in todo.values()}
+    return {run.contender.label for run in missing}
 
 
 def write_whole(frame: pd.DataFrame, path: Path) -> None:
@@ -63,33 +64,37 @@ def write_whole(frame: pd.DataFrame, path: Path) -> None:
     part.replace(path)
 
 
-def report(summaries: Sequence[Summary], out: Path, console: Console) -> None:
-    """Print the standings; write report.md and one figure of mean ranks for each protocol."""
+def report(summaries: Sequence[Summary], out: Path, console: Console) -> list[Path]:
+    """Print the standings; write report.md and a figure of mean ranks for each protocol, and return their paths."""
     from anomaly_vae.reporting.figures import mean_ranks
 
-    parts = []
+    for protocol in PROTOCOLS:  # those of an earlier call may not fit this one
+        (out / f"{protocol}.png").unlink(missing_ok=True)
+    parts, written = [], [out / "report.md"]
     for summary in summaries:
-        main_sheet, tables = standings(summary), by_table(summary)
-        main_sheet.show(console)
+        overall, tables = standings(summary), by_table(summary)
+        overall.show(console)
         tables.show(console)
-        parts += [main_sheet.to_markdown(), tables.to_markdown()]
+        parts += [overall.to_markdown(), tables.to_markdown()]
         ranked = summary.comparisons["auroc"]
-        if len(summary.labels) > 1 and ranked.runs.max() == ranked.cells:
-            mean_ranks(summary.labels, ranked, metric=f"AUROC, {summary.protocol}").savefig(
-                out / f"{summary.protocol}.png", dpi=150
-            )
+        if (ranked.runs == ranked.cells).sum() > 1:
+            written.append(out / f"{summary.protocol}.png")
+            mean_ranks(summary.labels, ranked, metric=f"AUROC, {summary.protocol}").savefig(written[-1], dpi=150)
             parts.append(f"![mean ranks by AUROC]({summary.protocol}.png)\n")
-    (out / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    written[0].write_text("\n".join(parts), encoding="utf-8")
+    return written
 
 
-def log(summaries: Sequence[Summary], contenders: Sequence[Contender], results: pd.DataFrame, out: Path) -> None:
+def log(
+    summaries: Sequence[Summary], contenders: Sequence[Contender], results: pd.DataFrame, files: Sequence[Path]
+) -> None:
     """Record the comparison as an MLflow run, with one run inside it for each detector."""
     import mlflow
 
     from anomaly_vae.serving import tracking
 
     with tracking.quiet(), tracking.tracked_run(EXPERIMENT):
-        for path in (out / "report.md", out / "results.parquet", *out.glob("*.png")):
+        for path in files:
             mlflow.log_artifact(str(path))
         for one in contenders:
             with mlflow.start_run(run_name=one.label, nested=True), tempfile.TemporaryDirectory() as folder:
@@ -141,6 +146,7 @@ def metrics_of(summary: Summary, i: int) -> dict[str, float]:
     help="Folder of results.parquet, report.md, figures, and runs/ to go on from.",
 )
 @click.option("--fresh", is_flag=True, help="Forget the runs that are there.")
+@click.option("--retry", is_flag=True, help="Try again what failed or took too long.")
 @click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
@@ -157,6 +163,7 @@ def main(
     jobs: int | None,
     out: Path,
     fresh: bool,
+    retry: bool,
     time_limit: float,
 ) -> None:
     """Compare detectors on labelled tables; print and keep the standings."""
@@ -172,16 +179,16 @@ def main(
     store = Store(out / "runs")
     if fresh:
         store.forget()
-    new = compute(runs, store, jobs=jobs or free_cores(), limit=time_limit, console=console)
+    new = compute(runs, store, jobs=jobs or free_cores(), limit=time_limit, retry=retry, console=console)
     results = store.frame(runs)
     write_whole(results, out / "results.parquet")
     try:
         summaries = [summarise(results, p, [c.label for c in contenders]) for p in protocols]
     except AnomalyVaeError as error:
         raise click.ClickException(str(error)) from None
-    report(summaries, out, console)
+    files = [out / "results.parquet", *report(summaries, out, console)]
     if new:
-        log(summaries, [c for c in contenders if c.label in new], results, out)
+        log(summaries, [c for c in contenders if c.label in new], results, files)
     console.print(f"written to {out / 'report.md'} and {out / 'results.parquet'}", highlight=False)
 
 

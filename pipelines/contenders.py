@@ -132,7 +132,7 @@ def _peer(module: str, name: str, *, quick: bool = True) -> Kind:
         seeded = "random_state" in inspect.signature(kind).parameters
         return kind(random_state=seed) if seeded else kind()
 
-    deep = ("torch",) if module == "vae" else ()
+    deep = ("torch", "tqdm") if module == "vae" else ()  # it imports tqdm without requiring it
     return Kind(make, ("pyod", "scikit-learn", "numpy", "scipy", *deep), quick=quick)
 
 
@@ -207,4 +207,6 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"the peers must have {package} installed, got none. Run: pip install {package}") from None
+        raise ConfigError(
+            f"this detector must have {package} installed, got none. Run: pip install {package}"
+        ) from None

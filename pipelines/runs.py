@@ -22,6 +22,9 @@ from labelled import PROTOCOLS, Labelled, LabelledTable
 from sklearn.metrics import average_precision_score, roc_auc_score
 from workers import Outcome
 
+REVISION = 1
+"""Part of each result's identity: to be raised when a protocol changes, or how a peer is made."""
+
 FIGURES = (
     "auroc",
     "average_precision",
@@ -47,6 +50,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """All that the result depends on, JSON-able."""
         return {
+            "revision": REVISION,
             "table": self.table.name,
             "table_digest": self.table.digest,
             "protocol": self.protocol,
@@ -118,10 +122,10 @@ class Store:
             return None
         return found
 
-    def is_done(self, run: Run, *, limit: float) -> bool:
+    def is_done(self, run: Run, *, limit: float, retry: bool = False) -> bool:
         """Whether there is nothing to be gained by trying again: more time may help, and so may another process."""
         found = self.get(run)
-        if found is None or found["status"] == "died":
+        if found is None or found["status"] == "died" or (retry and found["status"] != "ok"):
             return False
         return found["status"] != "timeout" or found["time_limit"] >= limit
 

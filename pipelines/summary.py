@@ -95,7 +95,7 @@ def summarise(results: pd.DataFrame, protocol: str, labels: Sequence[str], *, n_
         times_yardstick=times,
         failures=np.array([(failed.label == label).sum() for label in labels]),
         reasons=tuple(
-            f"{label} failed {n} times ({names}): {why}"
+            f"{label}, {_count(n, 'run')} failed ({names}): {why}"
             for (label, why), (n, names) in zip(counts.index, counts.to_numpy(), strict=True)
         ),
     )
@@ -118,16 +118,16 @@ def standings(summary: Summary) -> Sheet:
         times = summary.times_yardstick[i]
         sheet.rows.append(
             (
-                summary.labels[i] + ("" if of[0]["runs"] == cells else " *"),
+                summary.labels[i] + ("" if of[0]["runs"] == cells else " †"),
                 *means,
                 *ranks,
-                f"{summary.seconds[i]:,.1f}",
-                "" if np.isnan(times) else f"{times:.2f}",
+                _seconds(summary.seconds[i]),
+                "" if np.isnan(times) else f"{times:.2g}",
                 str(summary.failures[i]) if summary.failures[i] else "",
             )
         )
-    if any(row[0].endswith(" *") for row in sheet.rows):
-        sheet.notes.append("\\* lacks runs: its mean is over those it has, and it is not ranked.")
+    if any(row[0].endswith(" †") for row in sheet.rows):
+        sheet.notes.append("† lacks runs: its mean is over those it has, and it is not ranked.")
     sheet.notes += summary.reasons
     return sheet
 
@@ -145,6 +145,10 @@ def _interval(value: float, low: float, high: float, scale: float = 1) -> str:
     if np.isnan(value):
         return ""
     return f"{scale * value:.2f} [{scale * low:.2f}, {scale * high:.2f}]"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _count(n: int, noun: str) -> str:

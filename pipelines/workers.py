@@ -55,10 +55,12 @@ class _Worker(Generic[Task]):
         with contextlib.suppress(OSError):  # it has died: seen when its answer is read
             self.line.send(task)
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool) -> None:
+        self.line.close()  # which an idle process takes as its end
+        if not at_once:
+            self.process.join(timeout=5)
         self.process.kill()
         self.process.join()
-        self.line.close()
 
 
 def carry_out(
@@ -90,7 +92,7 @@ def carry_out(
                     continue
                 task, worker.task = worker.task, None
                 if outcome.status in ("timeout", "died"):
-                    worker.stop()
+                    worker.stop(at_once=True)
                     workers.remove(worker)
                 if task is not None:
                     yield task, outcome
@@ -98,7 +100,7 @@ def carry_out(
                     raise RuntimeError(f"a process must start, and did not: {outcome.reason}")
     finally:
         for worker in workers:
-            worker.stop()
+            worker.stop(at_once=worker.task is not None or not worker.ready)
 
 
 def _heard(worker: _Worker[Task]) -> Outcome:

@@ -16,7 +16,8 @@ from matplotlib.image import imread
 from scipy.stats import binom
 
 from anomaly_vae.errors import ConfigError, ShapeError
-from anomaly_vae.reporting.figures import calibration_curve, score_histogram, training_curves
+from anomaly_vae.evaluation.comparison import compare
+from anomaly_vae.reporting.figures import calibration_curve, mean_ranks, score_histogram, training_curves
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -189,3 +190,19 @@ assert settings() == before, "settings were changed"
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_mean_ranks_are_drawn_best_on_top_and_without_the_incomplete() -> None:
+    figures = np.random.default_rng(0).random((4, 6, 2)) + np.array([0.0, 2.0, 1.0, 3.0])[:, None, None]
+    figures[3, 0, 0] = np.nan
+    found = compare(figures)
+    figure = mean_ranks(["a", "b", "c", "d"], found, metric="AUROC")
+    (axes,) = figure.axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "c", "b"]
+    assert lines(figure)["mean rank"].tolist() == [0, 1, 2]
+    (drawn,) = (line.get_xdata() for line in axes.get_lines() if line.get_label() == "mean rank")
+    assert list(drawn) == found.rank[[0, 2, 1]].tolist()
+    assert "95% intervals over 6 tables" in axes.get_title(loc="left")
+    assert pixels(figure).std() > 0
+    with pytest.raises(ShapeError, match="one for each of 4 detectors, of which 3 have a rank, got 2"):
+        mean_ranks(["a", "b"], found, metric="AUROC")
