@@ -168,6 +168,8 @@ def main(
 ) -> None:
     """Compare detectors on labelled tables; print and keep the standings."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 200))  # a log has no width
     try:
         contenders = [contender(label) for label in dict.fromkeys(labels)]
         tables = find_tables(data, names)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from contenders import Contender, timed
+from contenders import Contender, timed, warm_up
 from labelled import PROTOCOLS, Labelled, LabelledTable
 from sklearn.metrics import average_precision_score, roc_auc_score
 from workers import Outcome
@@ -72,6 +72,7 @@ def measure(run: Run) -> dict[str, float]:
     Raises:
         ValueError: A score is not finite.
     """
+    warm_up(run.contender.name)
     train, (test, truth) = PROTOCOLS[run.protocol](*_loaded(run.table), run.seed)
     done = timed(run.contender, train, None if run.protocol == "contaminated" else test, run.seed)
     strange = int((~np.isfinite(done.scores)).sum())

@@ -104,17 +104,18 @@ def summarise(results: pd.DataFrame, protocol: str, labels: Sequence[str], *, n_
 def standings(summary: Summary) -> Sheet:
     """One row for each contender, the best mean AUROC first."""
     found = summary.comparisons
-    cells = found["auroc"].cells
+    cells, several = found["auroc"].cells, found["auroc"].tables > 1  # one table leaves no interval
     title = (
         f"{summary.protocol.capitalize()}: {_count(found['auroc'].tables, 'table')}, "
-        f"{_count(summary.seeds, 'seed')}, mean % and mean rank [95 % over the choice of tables]"
+        f"{_count(summary.seeds, 'seed')}, mean % and mean rank"
+        + (" [95 % over the choice of tables]" if several else "")
     )
     columns = ("detector", "AUROC", "AP", "rank by AUROC", "rank by AP", "seconds", "times PyOD's VAE", "failed")
     sheet = Sheet(title, columns)
     for i in np.argsort(-np.nan_to_num(found["auroc"].mean, nan=-1), kind="stable"):
         of = [found[metric].of(int(i)) for metric in METRICS]
-        means = [_interval(f["mean"], f["mean_low"], f["mean_high"], PER_CENT) for f in of]
-        ranks = [_interval(f["rank"], f["rank_low"], f["rank_high"]) for f in of]
+        means = [_interval(f["mean"], f["mean_low"], f["mean_high"], scale=PER_CENT, several=several) for f in of]
+        ranks = [_interval(f["rank"], f["rank_low"], f["rank_high"], several=several) for f in of]
         times = summary.times_yardstick[i]
         sheet.rows.append(
             (
@@ -141,10 +142,10 @@ def by_table(summary: Summary) -> Sheet:
     return sheet
 
 
-def _interval(value: float, low: float, high: float, scale: float = 1) -> str:
+def _interval(value: float, low: float, high: float, *, scale: float = 1, several: bool) -> str:
     if np.isnan(value):
         return ""
-    return f"{scale * value:.2f} [{scale * low:.2f}, {scale * high:.2f}]"
+    return f"{scale * value:.2f}" + (f" [{scale * low:.2f}, {scale * high:.2f}]" if several else "")
 
 
 def _seconds(value: float) -> str:

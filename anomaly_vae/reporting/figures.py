@@ -184,7 +184,7 @@ def mean_ranks(names: Sequence[str], comparison: Comparison, *, metric: str) -> 
     order = ranked[np.argsort(-comparison.rank[ranked], kind="stable")]  # the worst first, at the bottom
     figure = Figure(figsize=(9, 1.6 + 0.4 * len(order)), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    title = f"Mean rank by {metric}; {comparison.level:.0%} intervals over {comparison.tables} tables"
+    title = f"Mean rank by {metric}; {comparison.level:.0%} intervals over the choice of tables ({comparison.tables})"
     _style(axes, title, "mean rank, 1 = best", "")
     heights = np.arange(len(order))
     axes.hlines(heights, comparison.rank_low[order], comparison.rank_high[order], color=BLUE, linewidth=2)

@@ -202,7 +202,7 @@ def test_mean_ranks_are_drawn_best_on_top_and_without_the_incomplete() -> None:
     assert lines(figure)["mean rank"].tolist() == [0, 1, 2]
     (drawn,) = (line.get_xdata() for line in axes.get_lines() if line.get_label() == "mean rank")
     assert list(drawn) == found.rank[[0, 2, 1]].tolist()
-    assert "95% intervals over 6 tables" in axes.get_title(loc="left")
+    assert "95% intervals over the choice of tables (6)" in axes.get_title(loc="left")
     assert pixels(figure).std() > 0
     with pytest.raises(ShapeError, match="one for each of 4 detectors, of which 3 have a rank, got 2"):
         mean_ranks(["a", "b"], found, metric="AUROC")
