@@ -21,6 +21,7 @@ KINDS = ("continuous", "binary", "categorical", "count", "ignored")
 SCORE_KINDS = ("likelihood", "elbo", "reconstruction")
 OBJECTIVES = ("elbo", "iwae")
 PRIORS = ("standard_normal", "aggregated_posterior")
+CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -118,9 +119,7 @@ class TrainConfig(Options):
     latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")
     hidden: tuple[int, ...] = _option((128, 128), "widths of the hidden layers of encoder and decoder")
     prior: str = _option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
-    continuous: str = _option(
-        "gaussian", "likelihood of continuous columns: gaussian (learned noise) or fixed_gaussian"
-    )
+    continuous: str = _option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
     variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
     objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
     train_k: int = _option(1, "posterior samples per row in training")
@@ -143,7 +142,7 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
-            "prior": PRIORS, "continuous": ("gaussian", "fixed_gaussian"),
+            "prior": PRIORS, "continuous": CONTINUOUS,
         }  # fmt: skip
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))

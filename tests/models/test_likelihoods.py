@@ -14,6 +14,7 @@ from anomaly_vae.options import TrainConfig
 
 COLUMNS = {
     "gaussian": Column(name="a", kind="continuous", dtype="float64", center=3.0, scale=20.0),
+    "student_t": Column(name="a", kind="continuous", dtype="float64", center=3.0, scale=20.0),
     "fixed_gaussian": Column(name="a", kind="continuous", dtype="float64", center=3.0, scale=20.0),
     "bernoulli": Column(name="b", kind="binary", dtype="bool", categories=("False", "True"), unseen=0.01),
     "categorical": Column(name="c", kind="categorical", dtype="string", categories=("x", "y", "z"), unseen=0.02),
@@ -113,7 +114,7 @@ def test_columns_come_back_in_their_order_and_missing_cells_contribute_nothing()
     assert changed.tolist() == [False, False, True, False, False]
 
 
-@pytest.mark.parametrize("continuous", ["gaussian", "fixed_gaussian"])
+@pytest.mark.parametrize("continuous", ["student_t", "gaussian", "fixed_gaussian"])
 def test_gradients_reach_every_parameter(continuous):
     torch.manual_seed(0)
     model = VAE(MIXED, TrainConfig(hidden=(8, 8), latent=3, continuous=continuous))

@@ -16,7 +16,7 @@ from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.vae import VAE, active_units
 from tests.conftest import low_rank_rows
 
-LINEAR = TrainConfig(hidden=(), latent=2, input_noise=0.0, hide=0.0, warmup=0.0)
+LINEAR = TrainConfig(hidden=(), latent=2, input_noise=0.0, hide=0.0, warmup=0.0, continuous="gaussian")
 
 
 @pytest.fixture(scope="module")
