@@ -79,7 +79,7 @@ def fit_detector(
             "few, have no distribution to learn). Give more rows.",
             rows=len(frame),
         )
-    fractions = {"calibration": config.calibration, "validation": config.validation}
+    fractions = {"calibration": config.calibration_share(len(frame)), "validation": config.validation}
     split = split_rows(len(frame) if key is None else key, fractions=fractions, seed=config.seed)
     rows = {name: frame.iloc[positions] for name, positions in split.items()}
     schema = Schema.fit(frame, kinds=config.columns, rows=split["train"])

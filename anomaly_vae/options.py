@@ -18,9 +18,11 @@ from typing import Any, Self
 from .errors import ConfigError
 
 KINDS = ("continuous", "binary", "categorical", "count", "ignored")
-SCORE_KINDS = ("likelihood", "elbo", "reconstruction")
+SCORE_KINDS = ("ensemble", "elbo", "likelihood", "reconstruction")
 OBJECTIVES = ("elbo", "iwae")
 PRIORS = ("standard_normal", "aggregated_posterior")
+FEWEST_CALIBRATION_ROWS = 19
+"""With fewer no p-value reaches .05."""
 CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -109,11 +111,11 @@ class TrainConfig(Options):
 
     Example:
         >>> TrainConfig(latent=2).score_kind
-        'elbo'
+        'ensemble'
     """
 
     columns: dict[str, str] = _option({}, f"declared kinds, name = one of {', '.join(KINDS)}; the rest is inferred")
-    score_kind: str = _option("elbo", f"what the score is: {', '.join(SCORE_KINDS)}")
+    score_kind: str = _option("ensemble", f"what the score is: {', '.join(SCORE_KINDS)}")
     k: int = _option(16, "posterior samples per row when scoring, one of calibration_k")
     calibration_k: tuple[int, ...] = _option((1, 16, 64), "numbers of samples to calibrate for")
     latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")
@@ -121,6 +123,10 @@ class TrainConfig(Options):
     prior: str = _option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
     continuous: str = _option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
     variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
+    companions: tuple[int, ...] = _option(
+        (3, 30), "classes of the latent class mixtures beside the autoencoder, each fitted on two scales; [] = none"
+    )
+    autoencoder_share: float = _option(2 / 3, "the autoencoder's weight in the ensemble; the mixtures share the rest")
     objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
     train_k: int = _option(1, "posterior samples per row in training")
     beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
@@ -134,10 +140,25 @@ class TrainConfig(Options):
     patience: int = _option(10, "epochs without a better validation ELBO before stopping")
     clip_norm: float = _option(10.0, "bound on the gradient's norm")
     validation: float = _option(0.1, "share of rows held out to decide when to stop")
-    calibration: float = _option(0.2, "share of rows held out for p-values and thresholds")
+    calibration: float | None = _option(
+        None, "share of rows held out for p-values; by default a tenth, or 19 rows where these are at most a fifth"
+    )
     max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
     seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
     device: str = _option("auto", f"where to compute: {', '.join(DEVICES)}")
+
+    def calibration_share(self, rows: int) -> float:
+        """Return the share of the rows to hold out for calibration.
+
+        By default a tenth, or the 19 rows that a false-alarm rate of .05 needs where a tenth is fewer and they are at
+        most a fifth; never more than `max_calibration_rows`.
+        """
+        if self.calibration is not None:
+            return self.calibration
+        held = 0.1 * rows
+        if held < FEWEST_CALIBRATION_ROWS <= 0.2 * rows:
+            held = FEWEST_CALIBRATION_ROWS
+        return min(held, self.max_calibration_rows) / max(rows, 1)
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
@@ -148,7 +169,7 @@ class TrainConfig(Options):
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
         for name in ("k", "train_k", "batch_size", "patience", "max_calibration_rows"):
             _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
-        for name in ("hidden", "calibration_k"):
+        for name in ("hidden", "calibration_k", "companions"):
             value = getattr(self, name)
             ok = isinstance(value, tuple) and all(_is_integer(v) for v in value)
             _check(ok, name, "be a list of integers of at least 1", value)
@@ -179,11 +200,13 @@ class TrainConfig(Options):
             "warmup": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
             "validation": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
             "calibration": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
+            "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
         }
         for name, (accept, rule) in bounds.items():
             value = getattr(self, name)
-            _check(_is_number(value) and accept(value), name, rule, value)
-        held = self.validation + self.calibration
+            if name != "calibration" or value is not None:
+                _check(_is_number(value) and accept(value), name, rule, value)
+        held = self.validation + (self.calibration or 0.0)
         _check(held < 0.95, "validation + calibration", "leave at least 5 % of the rows for training", held)
         _check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
         for name, kind in self.columns.items():

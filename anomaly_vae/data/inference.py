@@ -7,7 +7,7 @@ declared                               what was declared
 empty in every row                     ignored
 a date, a time or a duration           ignored; declared continuous it is modelled as seconds
 one value in every row                 categorical with that one value: any other is an unseen value
-two values                             binary
+two values, no floating-point numbers  binary
 numbers with fractions, or negative    continuous
 whole numbers from 0 up                count; ignored as an identifier when all differ and they either increase from
                                        row to row or the column's name says so (20 rows or more)
@@ -76,7 +76,7 @@ def infer_kind(series: pd.Series, name: str, declared: str | None = None) -> Inf
         return _infer_text(present, name, n_distinct)
     if n_distinct == 1:
         return Inferred(kind="categorical", dtype=dtype, reason="constant: any other value is unseen")
-    if n_distinct == 2:
+    if n_distinct == 2 and dtype != "float64":
         return Inferred(kind="binary", dtype=dtype)
     if dtype == "int64":
         values = numbers(present, name)

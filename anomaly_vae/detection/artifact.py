@@ -6,7 +6,7 @@ model.safetensors weights, calibration scores, noise
 golden.json       rows drawn from the model, with their scores
 ================  ==========================================================================================
 
-Nothing in it is executable and no training row is in it. Format version 1.
+Nothing in it is executable and no training row is in it. Format version 2; version 1, without companions, is read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..data.schema import Schema
 from ..errors import AnomalyVaeError, ArtifactError, OutputExistsError
+from ..models.mixture import ClassMixture
 from ..models.vae import VAE
 from ..options import TrainConfig
 from .attribution import plain
@@ -38,7 +39,7 @@ from .attribution import plain
 if TYPE_CHECKING:
     from .detector import Detector
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GOLDEN_ROWS = 8
 LARGEST_JSON = 64 << 20
 CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
@@ -139,12 +140,15 @@ def load(folder: Path) -> Loaded:
                 raise _altered(name, "its digest differs from the one in config.json")
         if _digest(facts["config"], facts["schema"], tensors) != facts["digest"]:
             raise _altered(CONFIG, "its settings or schema were changed after saving")
-        config = TrainConfig.from_mapping(facts["config"])
+        settings = facts["config"] if version > 1 else {**facts["config"], "companions": []}
+        config = TrainConfig.from_mapping(settings)
         schema = Schema.from_dict(facts["schema"])
         arrays = load_tensors(tensors)
         with torch.random.fork_rng(devices=[]):
             model = VAE(schema.modelled, config)
-        model.load_state_dict({k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")})
+        weights = {k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")}
+        model.companions = _companions(schema, weights)
+        model.load_state_dict(weights)
         calibration = {int(k.split(".")[1]): v.numpy() for k, v in arrays.items() if k.startswith("calibration.")}
         noise = arrays["noise"]
         parsed = json.loads(golden)
@@ -164,6 +168,15 @@ def load(folder: Path) -> Loaded:
             f"the model must be as it was saved, got an error reading it: {reason}. Restore it."
         ) from error
     return Loaded(schema, model.eval().requires_grad_(False), config, calibration, noise, parsed)
+
+
+def _companions(schema: Schema, weights: dict[str, Tensor]) -> torch.nn.ModuleList:
+    """Make the companions that the weights are of."""
+    made = torch.nn.ModuleList()
+    while (name := f"companions.{len(made)}") + ".log_weights" in weights:
+        classes, bent = len(weights[f"{name}.log_weights"]), f"{name}.bend.constants" in weights
+        made.append(ClassMixture(schema.modelled, classes, bent=bent))
+    return made
 
 
 def check_golden(detector: Detector, golden: dict[str, Any]) -> None:

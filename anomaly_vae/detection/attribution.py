@@ -16,6 +16,7 @@ from ..models.vae import VAE
 from .scores import expected_cells, split_scores
 
 LATENT = "(latent)"
+DEPENDENCE = "(dependence)"
 OTHERS = "(other columns)"
 
 
@@ -35,7 +36,8 @@ def attributions(
 
     Returns:
         n JSON lists of {"column", "nats", "value", "expected"}: the `top` columns; then, without value and expectation,
-        the sum of the other columns and the latent part. The nats sum to the score.
+        the sum of the other columns, the latent part and, of an ensemble score, what the columns tell of each other. The
+        nats sum to the score.
     """
     parts = split_scores(model, x, noise=noise, kind=kind)
     top = min(top, x.shape[1])
@@ -62,7 +64,10 @@ def attributions(
         ]
         others = float(np.delete(parts.columns[i], order[i]).sum())
         rest = [{"column": OTHERS, "nats": others}] if top < x.shape[1] else []
-        texts.append(json.dumps([*named, *rest, {"column": LATENT, "nats": float(parts.latent[i])}], allow_nan=False))
+        rest.append({"column": LATENT, "nats": float(parts.latent[i])})
+        if kind == "ensemble":
+            rest.append({"column": DEPENDENCE, "nats": float(parts.dependence[i])})
+        texts.append(json.dumps([*named, *rest], allow_nan=False))
     return texts
 
 

@@ -42,12 +42,14 @@ class ScoreKind:
         weights: Log of each sample's weight in the estimate, normalised over k, shape (k, n).
         error: Its standard error, (n,).
         weighted: Whether samples have unequal weights, so that an effective sample size means something.
+        accompanied: Whether the model's companions have their share in the score.
     """
 
     bound: Callable[[Tensor, Tensor], Tensor]
     weights: Callable[[Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
     weighted: bool
+    accompanied: bool = False
 
 
 def _equal(log_weights: Tensor) -> Tensor:
@@ -55,6 +57,13 @@ def _equal(log_weights: Tensor) -> Tensor:
 
 
 SCORES: dict[str, ScoreKind] = {
+    "ensemble": ScoreKind(
+        bound=lambda log_px, w: bounds.elbo(w),
+        weights=_equal,
+        error=lambda log_px, w: bounds.monte_carlo_error(w, "elbo"),
+        weighted=False,
+        accompanied=True,
+    ),
     "likelihood": ScoreKind(
         bound=lambda log_px, w: bounds.importance_weighted_bound(w),
         weights=lambda w: torch.log_softmax(w, 0),
@@ -74,7 +83,12 @@ SCORES: dict[str, ScoreKind] = {
         weighted=False,
     ),
 }
-"""Scores by name: minus log p(x) by importance sampling, minus the ELBO, minus the expected log p(x|z).
+"""Scores by name: minus the ELBO of the ensemble, minus the ELBO and minus log p(x) of the autoencoder (the latter by
+importance sampling), minus the expected log p(x|z).
+
+The ensemble is a mixture density: with probability a the autoencoder's, else one of its companions' in equal shares.
+Which of them a row is from is one more latent variable; with its prior for its posterior, the bound on the mixture's
+log density is a times the autoencoder's ELBO plus the rest of the weight times the mean of the companions' log p(x).
 
 The last is a reconstruction error in nats. It is not a likelihood: it leaves out how probable the code is.
 """
@@ -97,15 +111,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Parts:
-    """A score split exactly: `columns.sum(1) + latent` is the score.
+    """A score split exactly: `columns.sum(1) + latent + dependence` is the score.
 
     Attributes:
         columns: Nats that each column's cell costs, (n, m); 0 where missing.
         latent: What the code costs: its improbability under the prior, less what the posterior knew, (n,).
+        dependence: The companions' remainder, see `ClassMixture.split`; 0 for scores of the autoencoder alone, (n,).
     """
 
     columns: NDArray[np.float64]
     latent: NDArray[np.float64]
+    dependence: NDArray[np.float64]
 
 
 def block_rows(k: int, columns: int) -> int:
@@ -175,6 +191,9 @@ def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood"
         error[rows] = reduction.error(log_px, log_w)[kept].cpu()
         if reduction.weighted and k > 1:
             ess[rows] = bounds.effective_sample_size(log_w)[kept].cpu()
+    if reduction.accompanied and len(model.companions):
+        value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x).mean(0)
+        error = model.share * error
     return Scores(value.numpy(), error.numpy(), ess.numpy())
 
 
@@ -209,7 +228,12 @@ def split_scores(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
         if kind != "reconstruction":
             rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
             latent[rows] = rest[kept].cpu()
-    return Parts(columns.numpy(), latent.numpy())
+    dependence = torch.zeros_like(latent)
+    if reduction.accompanied and len(model.companions):
+        parts, dependence = model.companions_split(x)
+        columns = model.share * columns + (1.0 - model.share) * parts
+        latent, dependence = model.share * latent, (1.0 - model.share) * dependence
+    return Parts(columns.numpy(), latent.numpy(), dependence.numpy())
 
 
 @torch.inference_mode()

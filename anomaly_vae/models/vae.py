@@ -12,6 +12,7 @@ from ..errors import ShapeError
 from ..options import TrainConfig
 from .likelihoods import TableLikelihood
 from .networks import MLP, TableInput
+from .mixture import ClassMixture
 from .priors import PRIORS, Prior
 
 LOG_SCALE_BOUND = 7.0
@@ -26,6 +27,11 @@ class VAE(nn.Module):
         columns: The m modelled columns.
         config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`.
 
+    Attributes:
+        companions: Latent class mixtures of the same columns, which `ensemble` scores average with the autoencoder; none
+            before training.
+        share: The autoencoder's weight among them.
+
     References:
         Kingma & Welling (2014), arXiv:1312.6114; Rezende, Mohamed & Wierstra (2014), arXiv:1401.4082.
     """
@@ -33,6 +39,9 @@ class VAE(nn.Module):
     def __init__(self, columns: Sequence[Column], config: TrainConfig) -> None:
         super().__init__()
         self.columns = len(columns)
+        self.described = tuple(columns)
+        self.companions = nn.ModuleList()
+        self.share = config.autoencoder_share
         self.latent = config.latent or min(LARGEST_LATENT, self.columns)
         self.discrete = [c.kind in ("binary", "categorical") for c in columns]
         self.input = TableInput(columns)
@@ -79,6 +88,35 @@ class VAE(nn.Module):
         """
         z = self.prior.sample(n, generator)
         return self.likelihood.sample(self.decoder(z), generator)
+
+
+    def companions_log_prob(self, x: Tensor) -> Tensor:
+        """Return each companion's log p(x) of rows (n, m), nats, (F, n), float64."""
+        return torch.stack([companion.log_prob(x) for companion in self._mixtures()])
+
+    def companions_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the companions' mean parts of -log p(x), (n, m), and their mean remainder, (n,); see `ClassMixture`."""
+        parts, remainders = zip(*(companion.split(x) for companion in self._mixtures()), strict=True)
+        return torch.stack(parts).mean(0), torch.stack(remainders).mean(0)
+
+    def _mixtures(self) -> list[ClassMixture]:
+        return list(self.companions)  # type: ignore[arg-type]
+
+    def accompany(self, x: Tensor, *, classes: Sequence[int], seed: int, weights: Tensor | None = None) -> None:
+        """Fit the companions: for each number of classes one mixture on the plain scale and one on bent scales.
+
+        Args:
+            x: Training rows, encoded, (n, m).
+            classes: Numbers of classes.
+            seed: Of the starts.
+            weights: Weight of each row, (n,).
+        """
+        fits = [(k, bent) for k in classes for bent in (False, True)]
+        x = x.cpu()
+        self.companions = nn.ModuleList(
+            ClassMixture.fitted(self.described, x, classes=k, seed=seed + i, bent=bent, weights=weights)
+            for i, (k, bent) in enumerate(fits)
+        )
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:

@@ -1,0 +1,396 @@
+r"""A latent class mixture: the autoencoder's sibling whose code is one of K classes.
+
+.. math::
+    p(x) = \sum_{j=1}^K \pi_j\, \mathcal N(x_C; \mu_j, \Sigma_j) \prod_{c \notin C} p(x_c \mid j)
+
+C are the continuous columns, with a full covariance in each class; the others are independent given the class, with
+the likelihoods that the autoencoder uses for them. The code is discrete, so its posterior p(j|x) is known, the ELBO is
+log p(x) itself, and nothing is sampled. Where columns depend on each other linearly, and differently in different
+regions, a few full covariances say it more sharply than a decoder with independent noise.
+
+Missing cells are marginalised exactly, in the density and in the fit (expectation-maximisation).
+
+Shapes: n rows, m columns, K classes, c continuous columns.
+
+References:
+    Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
+    Little & Rubin (2019), Statistical Analysis with Missing Data, section 14 (the general location model).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from ..data.schema import Column
+from .bounds import HALF_LOG_2PI
+from .likelihoods import HEAD_OF_KIND, NOISE_FLOOR, TableLikelihood
+from .networks import INPUT_BOUND, TableInput, padded
+from .threads import threads_worth
+
+RIDGE = 1e-3
+"""Added to the variances, in units of each column's variance: no class may collapse onto a few rows."""
+MOST_ROWS = 20_000
+"""Rows that a fit looks at, drawn from more."""
+MOST_STEPS = 50
+ENOUGH = 1e-3
+"""The fit stops when a step raises the mean log density by less, nats."""
+BLOCK = 256
+"""Rows computed at once; the last block is padded, so that a row's density does not depend on its company."""
+MATRIX_CELLS = 1 << 20
+"""Cells of the matrices of incomplete rows held at once, at most."""
+SMOOTHING = 1.0
+"""Rows' worth of the whole table's frequencies that each class is given on top of its own."""
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a step of the fit needs of rows and classes: responsibilities and first and second moments of C."""
+
+    log_density: Tensor
+    counts: Tensor
+    sums: Tensor
+    squares: Tensor
+    responsibility: Tensor
+
+
+class Bend(nn.Module):
+    r"""A robust inverse hyperbolic sine of each column: linear around the median, logarithmic in the tails.
+
+    .. math:: y = (\operatorname{arsinh}((x - a) / b) - s) / t
+
+    with a the median, b the interquartile range in units of a normal's, s and t standardising the result.
+
+    References:
+        Burbidge, Magee & Robb (1988), Alternative transformations to handle extreme values of the dependent variable.
+    """
+
+    constants: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        start = torch.tensor([[0.0], [1.0], [0.0], [1.0]], dtype=torch.float64).repeat(1, width)
+        self.register_buffer("constants", start)
+
+    def fit(self, x: Tensor) -> None:
+        """Take the constants from rows (n, c), NaN = missing."""
+        low, a, high = x.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype), 0).nan_to_num(0.0)
+        b = (high - low) / 1.349
+        b = torch.where(b > 1e-3, b, 1.0)  # half of the cells agree: the column's own unit
+        y = ((x - a) / b).asinh()
+        s = y.nanmean(0).nan_to_num(0.0)
+        t = (y - s).square().nanmean(0).sqrt()
+        self.constants = torch.stack([a, b, s, torch.where(t > 1e-3, t, 1.0)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y and log |dy/dx|, each (n, c)."""
+        a, b, s, t = self.constants
+        u = (x - a) / b
+        return (u.asinh() - s) / t, -(0.5 * u.square().log1p() + b.log() + t.log())
+
+
+class ClassMixture(nn.Module):
+    """A mixture of K classes over the columns of a table.
+
+    Args:
+        columns: The m modelled columns.
+        classes: K.
+        bent: Whether continuous columns are seen on the scale of `Bend`, where skewed and heavy-tailed columns are closer
+            to normal; the density stays that of the cells themselves.
+
+    Attributes:
+        log_weights: log of the classes' shares, (K,).
+        means: Of the continuous columns, standardised, (K, c).
+        covariances: (K, c, c).
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    heads: Tensor
+    log_scale: Tensor
+
+    def __init__(self, columns: Sequence[Column], classes: int, *, bent: bool = False) -> None:
+        super().__init__()
+        self.classes = classes
+        self.bent = bent
+        self.joint = [j for j, column in enumerate(columns) if column.kind == "continuous"]
+        self.single = [j for j, column in enumerate(columns) if column.kind != "continuous"]
+        c = len(self.joint)
+        self.bend = Bend(c) if bent else None
+        wide = {"dtype": torch.float64}
+        scales = torch.tensor([columns[j].scale for j in self.joint], **wide)
+        self.register_buffer("log_scale", scales.log(), persistent=False)
+        self.register_buffer("log_weights", torch.full((classes,), -math.log(classes), **wide))
+        self.register_buffer("means", torch.zeros(classes, c, **wide))
+        self.register_buffer("covariances", torch.eye(c, **wide).repeat(classes, 1, 1))
+        self.likelihood = TableLikelihood([columns[j] for j in self.single]).double() if self.single else None
+        self.register_buffer("heads", torch.zeros(classes, 1, self.likelihood.width if self.likelihood else 0, **wide))
+        counts = sum(columns[j].kind == "count" for j in self.single)
+        if self.likelihood is not None and counts:  # a noise level for each class, where the autoencoder has one for all
+            noise = nn.Parameter(torch.zeros(classes, 1, counts, **wide), requires_grad=False)
+            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log = noise
+        self._columns = list(columns)
+        self._factors: tuple[Tensor, Tensor] | None = None
+
+    # -- density ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) of encoded rows (n, m), NaN = missing, in nats of the user's units, (n,), float64."""
+        out = torch.empty(len(x), dtype=torch.float64)
+        for rows, block in self._blocks(x):
+            out[rows] = torch.logsumexp(self._joint_log_density(block), 0)[: rows.stop - rows.start]
+        return out
+
+    @torch.no_grad()
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Split -log p(x) into the columns' parts and a remainder.
+
+        A column's part is its surprise given the row's other cells, averaged over the classes the row may be of:
+        :math:`-\sum_j p(j|x) \log p(x_c \mid x_{-c}, j)`. In a normal class a single wrong cell has the largest part
+        of all columns, whatever the covariance. The remainder makes the sum exact: what the columns tell of each other
+        and of the class.
+
+        Args:
+            x: Encoded rows, (n, m).
+
+        Returns:
+            Parts (n, m), 0 where missing, and remainders (n,), float64, nats.
+        """
+        parts, remainder = torch.zeros(x.shape, dtype=torch.float64), torch.empty(len(x), dtype=torch.float64)
+        for rows, block in self._blocks(x):
+            joint = self._joint_log_density(block)
+            log_density = torch.logsumexp(joint, 0)
+            share = (joint - log_density).exp()
+            part = torch.zeros(block.shape, dtype=torch.float64)
+            if self.joint:
+                cells, log_slope = self._seen(block)
+                surprise = (share[..., None] * self._conditional_surprise(cells)).sum(0)
+                part[:, self.joint] = surprise - log_slope.nan_to_num(0.0)
+            if self.single:
+                part[:, self.single] = -(share[..., None] * self._single_log_density(block)).sum(0)
+            kept = slice(0, rows.stop - rows.start)
+            parts[rows] = part[kept]
+            remainder[rows] = (-log_density - part.sum(1))[kept]
+        return parts, remainder
+
+    def _blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        with threads_worth(BLOCK * padded(len(self.joint)) ** 2):
+            for start in range(0, len(x), BLOCK):
+                block = x[start : start + BLOCK].double()
+                rows = slice(start, start + len(block))
+                if len(block) < BLOCK:
+                    block = torch.cat([block, block.new_zeros(BLOCK - len(block), x.shape[1])])
+                yield rows, block
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the continuous cells on the scale of the fit and the log Jacobian to the user's units, each (n, c)."""
+        cells = x[:, self.joint]
+        if self.bend is None:
+            return cells, -self.log_scale.expand_as(cells)
+        bent, log_slope = self.bend(cells)
+        return bent, log_slope - self.log_scale
+
+    def _joint_log_density(self, x: Tensor) -> Tensor:
+        """Return log pi_j + log p(x|j), (K, n)."""
+        out = self.log_weights[:, None].expand(-1, len(x))
+        if self.joint:
+            cells, log_slope = self._seen(x)
+            out = out + self._normal_log_density(cells) + log_slope.nan_to_num(0.0).sum(-1)
+        return out + self._single_log_density(x).sum(-1) if self.single else out
+
+    def _single_log_density(self, x: Tensor) -> Tensor:
+        """Return log p(x_c|j) of the columns outside C, (K, n, m - c)."""
+        assert self.likelihood is not None
+        return self.likelihood.log_prob(self.heads, x[:, self.single])
+
+    def _whitening(self) -> tuple[Tensor, Tensor]:
+        """Return W with W W' = inverse covariance, padded, (K, c', c'), and its log determinants, (K,)."""
+        if self._factors is None:
+            c = len(self.joint)
+            factor = torch.linalg.cholesky(self.covariances)
+            inverse = torch.linalg.solve_triangular(factor, torch.eye(c, dtype=torch.float64), upper=False)
+            whitening = torch.zeros(self.classes, padded(c), padded(c), dtype=torch.float64)
+            whitening[:, :c, :c] = inverse.mT
+            self._factors = whitening, -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self._factors
+
+    def _normal_log_density(self, x: Tensor) -> Tensor:
+        """Return log N(x; mu_j, Sigma_j) of the observed cells of rows (n, c), (K, n), on the scale of the fit."""
+        missing = x.isnan()
+        whitening, log_determinant = self._whitening()
+        wide = x.new_zeros(len(x), whitening.shape[1])
+        wide[:, : x.shape[1]] = x.nan_to_num(0.0)
+        means = x.new_zeros(self.classes, 1, whitening.shape[1])
+        means[:, 0, : x.shape[1]] = self.means
+        squared = torch.stack([((wide - mean) @ w).square().sum(-1) for mean, w in zip(means, whitening, strict=True)])
+        out = log_determinant[:, None] - 0.5 * squared
+        for rows in self._incomplete(missing):
+            out[:, rows] = self._observed_log_density(x[rows], missing[rows])
+        return out - HALF_LOG_2PI * (~missing).sum(-1)
+
+    def _incomplete(self, missing: Tensor) -> Iterator[Tensor]:
+        rows = missing.any(1).nonzero()[:, 0]
+        step = max(1, MATRIX_CELLS // max(1, missing.shape[1]) ** 2)
+        return (rows[i : i + step] for i in range(0, len(rows), step))
+
+    def _observed_covariance(self, covariance: Tensor, missing: Tensor) -> Tensor:
+        """Return each row's covariance, (b, c, c), with missing columns made independent of variance 1."""
+        seen = (~missing).double()
+        return covariance * (seen[:, :, None] * seen[:, None, :]) + torch.diag_embed(1.0 - seen)
+
+    def _observed_log_density(self, x: Tensor, missing: Tensor) -> Tensor:
+        """Return the marginal log densities of rows with gaps, standardised and without constants, (K, b)."""
+        out = []
+        for mean, covariance in zip(self.means, self.covariances, strict=True):
+            factor = torch.linalg.cholesky(self._observed_covariance(covariance, missing))
+            off = (x - mean).masked_fill(missing, 0.0)
+            white = torch.linalg.solve_triangular(factor, off[..., None], upper=False)[..., 0]
+            out.append(-0.5 * white.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+        return torch.stack(out)
+
+    def _conditional_surprise(self, x: Tensor) -> Tensor:
+        """Return -log p(x_c | the row's other observed continuous cells, j), (K, n, c), 0 where missing."""
+        missing = x.isnan()
+        out = []
+        for mean, covariance in zip(self.means, self.covariances, strict=True):
+            off = (x - mean).masked_fill(missing, 0.0)
+            precision = torch.linalg.inv(covariance)
+            pulled, variance = off @ precision, 1.0 / precision.diagonal().expand_as(off)
+            for rows in self._incomplete(missing):
+                own = torch.linalg.inv(self._observed_covariance(covariance, missing[rows]))
+                pulled[rows] = (own @ off[rows][..., None])[..., 0]
+                variance = variance.clone()
+                variance[rows] = 1.0 / own.diagonal(dim1=-2, dim2=-1)
+            nats = 0.5 * pulled.square() * variance + 0.5 * variance.log() + HALF_LOG_2PI
+            out.append(nats.masked_fill(missing, 0.0))
+        return torch.stack(out)
+
+    # -- fit --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @torch.no_grad()
+    def fitted(
+        cls, columns: Sequence[Column], x: Tensor, *, classes: int, seed: int, bent: bool = False,
+        weights: Tensor | None = None,
+    ) -> ClassMixture:
+        """Fit by expectation-maximisation from a k-means start.
+
+        Args:
+            columns: The m modelled columns.
+            x: Encoded rows, (n, m), NaN = missing.
+            classes: K at most; fewer where the rows are too few for so many covariances, 2 m + 10 a class.
+            seed: Of the start and of the draw from more than `MOST_ROWS` rows.
+            bent: See the class.
+            weights: Weight of each row, (n,).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        if weights is not None:
+            x, weights = x[weights > 0], weights[weights > 0]
+        if len(x) > MOST_ROWS:
+            kept = torch.randperm(len(x), generator=generator)[:MOST_ROWS].sort().values
+            x, weights = x[kept], None if weights is None else weights[kept]
+        classes = min(classes, max(1, len(x) // (2 * x.shape[1] + 10)))
+        model = cls(columns, classes, bent=bent)
+        weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double() / weights.double().mean()
+        x = x.double()
+        if model.bend is not None:
+            model.bend.fit(x[:, model.joint])
+        start = model._k_means(x, seed)
+        before = -math.inf
+        with threads_worth(4 * BLOCK * padded(len(model.joint)) ** 2):
+            model._maximise(x, model._expected(x, weight, start))
+            for _ in range(MOST_STEPS):
+                expected = model._expected(x, weight)
+                mean = float((expected.log_density * weight).mean())
+                if mean - before < ENOUGH:
+                    break
+                before = mean
+                model._maximise(x, expected)
+        return model
+
+    def _expected(self, x: Tensor, weight: Tensor, start: Tensor | None = None) -> _Expected:
+        """Expectation step: responsibilities (K, n) and the moments of C, missing cells in expectation."""
+        c = len(self.joint)
+        joint = torch.cat([self._joint_log_density(part) for part in x.split(4 * BLOCK)], 1)
+        log_density = torch.logsumexp(joint, 0)
+        share = ((joint - log_density).exp() if start is None else start) * weight
+        sums, squares = x.new_zeros(self.classes, c), x.new_zeros(self.classes, c, c)
+        inside = self._seen(x)[0]
+        missing = inside.isnan()
+        first = start is not None  # before there are covariances, gaps are the class's mean of 0
+        complete = inside.nan_to_num(0.0)
+        for j in range(self.classes if c else 0):
+            filled = complete
+            if not first:
+                filled = complete.clone()
+                for rows in self._incomplete(missing):
+                    seen = self._observed_covariance(self.covariances[j], missing[rows])
+                    off = (inside[rows] - self.means[j]).masked_fill(missing[rows], 0.0)
+                    gain = torch.linalg.solve(seen, (self.covariances[j] * (~missing[rows])[..., None]))
+                    guess = self.means[j] + (off[:, None, :] @ gain)[:, 0]
+                    filled[rows] = torch.where(missing[rows], guess, filled[rows])
+                    left = self.covariances[j] - (self.covariances[j] * (~missing[rows])[:, None, :]) @ gain
+                    gap = missing[rows].double()
+                    squares[j] += (share[j, rows, None, None] * left * gap[:, :, None] * gap[:, None, :]).sum(0)
+            sums[j] = share[j] @ filled
+            squares[j] += (filled * share[j, :, None]).T @ filled
+        return _Expected(log_density, share.sum(1), sums, squares, share)
+
+    def _maximise(self, x: Tensor, e: _Expected) -> None:
+        """Maximisation step."""
+        counts = e.counts.clamp(min=1e-9)
+        self.log_weights = (counts / counts.sum()).log()
+        self._factors = None
+        if self.joint:
+            self.means = e.sums / counts[:, None]
+            spread = e.squares / counts[:, None, None] - self.means[:, :, None] * self.means[:, None, :]
+            spread = 0.5 * (spread + spread.mT)
+            ridge = RIDGE * torch.eye(len(self.joint), dtype=torch.float64)
+            self.covariances = spread + ridge
+        if self.likelihood is not None:
+            self._maximise_singles(x, e.responsibility)
+
+    def _maximise_singles(self, x: Tensor, share: Tensor) -> None:
+        assert self.likelihood is not None
+        columns = [self._columns[j] for j in self.single]
+        by_position: dict[int, Tensor] = {}
+        noises: list[Tensor] = []
+        for i, column in enumerate(columns):
+            cells = x[:, self.single[i]]
+            seen = share * (~cells.isnan())
+            if column.kind == "count":
+                usable = seen * (cells >= 0)
+                logs = (cells.nan_to_num(0.0).clamp(min=0).log1p() - column.center) / column.scale
+                total = usable.sum(1) + SMOOTHING
+                mean = (usable @ logs) / total
+                variance = ((usable @ logs.square()) + SMOOTHING) / total - mean.square()
+                by_position[i] = mean[:, None]
+                noises.append((variance.clamp(min=RIDGE).sqrt() - NOISE_FLOOR).log())
+                continue
+            size = len(column.categories)
+            known = (cells[:, None] == torch.arange(size, dtype=x.dtype)).double()
+            overall = (known.sum(0) + 1.0) / (known.sum() + size)
+            mass = seen @ known + SMOOTHING * overall
+            log_p = mass.log()
+            by_position[i] = (log_p[:, 1:] - log_p[:, :1]) if column.kind == "binary" else log_p
+        order = self.likelihood.positions
+        self.heads = torch.cat([by_position[i] for i in order], 1)[:, None, :]
+        if noises:
+            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log.copy_(torch.stack(noises, 1)[:, None, :])
+
+    def _k_means(self, x: Tensor, seed: int) -> Tensor:
+        """Return the start of the responsibilities, (K, n): each row in one class."""
+        if self.classes == 1:
+            return torch.ones(1, len(x), dtype=torch.float64)
+        entered = TableInput([self._columns[j] for j in self.single])(x[:, self.single].float()) if self.single else x[:, :0]
+        cells = self._seen(x)[0].nan_to_num(0.0).clamp(-INPUT_BOUND, INPUT_BOUND)
+        entered = torch.cat([cells, entered.double()], 1).numpy()
+        labels = KMeans(self.classes, n_init=1, random_state=seed % 2**32).fit(entered).labels_
+        return nn.functional.one_hot(torch.from_numpy(labels).long(), self.classes).T.double()
