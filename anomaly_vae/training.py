@@ -188,8 +188,8 @@ def fit(
     model.load_state_dict(state.best)
     model.eval()
     if config.companions:
-        rows, weights = (torch.cat([x, validation]), None) if weights is None else (x, weights.cpu())
-        model.accompany(rows, classes=config.companions, seed=config.seed, weights=weights)
+        known = torch.cat([x, validation]) if weights is None else x
+        model.accompany(known, classes=config.companions, seed=config.seed, weights=weights)
     _warn_of_collapse(state.history)
     return state.history
 

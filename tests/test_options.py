@@ -37,7 +37,7 @@ def test_words_are_toml_or_bare_text():
         ({"latent": True}, "latent must be an integer"),
         ({"k": 3}, r"k must be one of calibration_k \[1, 16, 64\], got 3"),
         ({"calibration_k": ()}, "calibration_k must name at least one"),
-        ({"score_kind": "elb0"}, "score_kind must be one of likelihood, elbo, reconstruction"),
+        ({"score_kind": "elb0"}, "score_kind must be one of ensemble, elbo, likelihood, reconstruction"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number above 0"),
         ({"learning_rate": "fast"}, "learning_rate must be a number above 0"),
         ({"validation": 0.5, "calibration": 0.46}, "must leave at least 5 % of the rows"),

@@ -120,7 +120,8 @@ def test_warm_up_and_annealing():
 
 
 @pytest.mark.parametrize(
-    "change", [{"objective": "iwae", "train_k": 5}, {"beta": 4.0}, {"continuous": "fixed_gaussian"}]
+    "change",
+    [{"objective": "iwae", "train_k": 5}, {"beta": 4.0, "continuous": "gaussian"}, {"continuous": "fixed_gaussian"}],
 )
 def test_other_objectives_train(change):
     config = dataclasses.replace(CONFIG, **change)

@@ -54,6 +54,7 @@ class Loaded:
     config: TrainConfig
     calibration: dict[int, NDArray[np.float64]]
     noise: Tensor
+    digest: str
     golden: dict[str, Any]
 
 
@@ -96,7 +97,7 @@ def save(detector: Detector, folder: Path) -> None:
     config = {
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
-        "digest": detector.digest,
+        "digest": digest_of(detector),
         "sha256": {TENSORS: hashlib.sha256(tensors).hexdigest(), GOLDEN: hashlib.sha256(golden).hexdigest()},
         "config": detector.config.to_dict(),
         "schema": detector.schema.to_dict(),
@@ -167,7 +168,7 @@ def load(folder: Path) -> Loaded:
         raise ArtifactError(
             f"the model must be as it was saved, got an error reading it: {reason}. Restore it."
         ) from error
-    return Loaded(schema, model.eval().requires_grad_(False), config, calibration, noise, parsed)
+    return Loaded(schema, model.eval().requires_grad_(False), config, calibration, noise, facts["digest"], parsed)
 
 
 def _companions(schema: Schema, weights: dict[str, Tensor]) -> torch.nn.ModuleList:

@@ -234,6 +234,8 @@ class Detector:
         """
         parts = artifact.load(Path(folder))
         detector = cls(parts.schema, parts.model, parts.config, Calibration(parts.calibration), parts.noise)
+        # the digest of what was saved: settings that later versions added are not in it
+        detector.__dict__["digest"] = parts.digest
         artifact.check_golden(detector, parts.golden)
         return detector
 

@@ -44,6 +44,8 @@ BLOCK = 256
 """Rows computed at once; the last block is padded, so that a row's density does not depend on its company."""
 MATRIX_CELLS = 1 << 20
 """Cells of the matrices of incomplete rows held at once, at most."""
+WIDE = torch.float64
+"""Everything is computed in double precision: covariances of nearly dependent columns need it."""
 SMOOTHING = 1.0
 """Rows' worth of the whole table's frequencies that each class is given on top of its own."""
 
@@ -74,7 +76,7 @@ class Bend(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        start = torch.tensor([[0.0], [1.0], [0.0], [1.0]], dtype=torch.float64).repeat(1, width)
+        start = torch.tensor([[0.0], [1.0], [0.0], [1.0]], dtype=WIDE).repeat(1, width)
         self.register_buffer("constants", start)
 
     def fit(self, x: Tensor) -> None:
@@ -123,17 +125,20 @@ class ClassMixture(nn.Module):
         self.single = [j for j, column in enumerate(columns) if column.kind != "continuous"]
         c = len(self.joint)
         self.bend = Bend(c) if bent else None
-        wide = {"dtype": torch.float64}
-        scales = torch.tensor([columns[j].scale for j in self.joint], **wide)
+        scales = torch.tensor([columns[j].scale for j in self.joint], dtype=WIDE)
         self.register_buffer("log_scale", scales.log(), persistent=False)
-        self.register_buffer("log_weights", torch.full((classes,), -math.log(classes), **wide))
-        self.register_buffer("means", torch.zeros(classes, c, **wide))
-        self.register_buffer("covariances", torch.eye(c, **wide).repeat(classes, 1, 1))
+        self.register_buffer("log_weights", torch.full((classes,), -math.log(classes), dtype=WIDE))
+        self.register_buffer("means", torch.zeros(classes, c, dtype=WIDE))
+        self.register_buffer("covariances", torch.eye(c, dtype=WIDE).repeat(classes, 1, 1))
         self.likelihood = TableLikelihood([columns[j] for j in self.single]).double() if self.single else None
-        self.register_buffer("heads", torch.zeros(classes, 1, self.likelihood.width if self.likelihood else 0, **wide))
+        self.register_buffer(
+            "heads", torch.zeros(classes, 1, self.likelihood.width if self.likelihood else 0, dtype=WIDE)
+        )
         counts = sum(columns[j].kind == "count" for j in self.single)
-        if self.likelihood is not None and counts:  # a noise level for each class, where the autoencoder has one for all
-            noise = nn.Parameter(torch.zeros(classes, 1, counts, **wide), requires_grad=False)
+        if (
+            self.likelihood is not None and counts
+        ):  # a noise level for each class, where the autoencoder has one for all
+            noise = nn.Parameter(torch.zeros(classes, 1, counts, dtype=WIDE), requires_grad=False)
             self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log = noise
         self._columns = list(columns)
         self._factors: tuple[Tensor, Tensor] | None = None
@@ -143,7 +148,7 @@ class ClassMixture(nn.Module):
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) of encoded rows (n, m), NaN = missing, in nats of the user's units, (n,), float64."""
-        out = torch.empty(len(x), dtype=torch.float64)
+        out = torch.empty(len(x), dtype=WIDE)
         for rows, block in self._blocks(x):
             out[rows] = torch.logsumexp(self._joint_log_density(block), 0)[: rows.stop - rows.start]
         return out
@@ -163,16 +168,16 @@ class ClassMixture(nn.Module):
         Returns:
             Parts (n, m), 0 where missing, and remainders (n,), float64, nats.
         """
-        parts, remainder = torch.zeros(x.shape, dtype=torch.float64), torch.empty(len(x), dtype=torch.float64)
+        parts, remainder = torch.zeros(x.shape, dtype=WIDE), torch.empty(len(x), dtype=WIDE)
         for rows, block in self._blocks(x):
             joint = self._joint_log_density(block)
             log_density = torch.logsumexp(joint, 0)
             share = (joint - log_density).exp()
-            part = torch.zeros(block.shape, dtype=torch.float64)
+            part = torch.zeros(block.shape, dtype=WIDE)
             if self.joint:
                 cells, log_slope = self._seen(block)
                 surprise = (share[..., None] * self._conditional_surprise(cells)).sum(0)
-                part[:, self.joint] = surprise - log_slope.nan_to_num(0.0)
+                part[:, self.joint] = surprise - log_slope
             if self.single:
                 part[:, self.single] = -(share[..., None] * self._single_log_density(block)).sum(0)
             kept = slice(0, rows.stop - rows.start)
@@ -190,19 +195,19 @@ class ClassMixture(nn.Module):
                 yield rows, block
 
     def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the continuous cells on the scale of the fit and the log Jacobian to the user's units, each (n, c)."""
+        """Return the continuous cells on the scale of the fit, NaN = missing, and the logs of the Jacobian to the user's
+        units, 0 where missing, each (n, c).
+        """
         cells = x[:, self.joint]
-        if self.bend is None:
-            return cells, -self.log_scale.expand_as(cells)
-        bent, log_slope = self.bend(cells)
-        return bent, log_slope - self.log_scale
+        seen, log_slope = (cells, torch.zeros_like(cells)) if self.bend is None else self.bend(cells)
+        return seen, (log_slope - self.log_scale).masked_fill(cells.isnan(), 0.0)
 
     def _joint_log_density(self, x: Tensor) -> Tensor:
         """Return log pi_j + log p(x|j), (K, n)."""
         out = self.log_weights[:, None].expand(-1, len(x))
         if self.joint:
             cells, log_slope = self._seen(x)
-            out = out + self._normal_log_density(cells) + log_slope.nan_to_num(0.0).sum(-1)
+            out = out + self._normal_log_density(cells) + log_slope.sum(-1)
         return out + self._single_log_density(x).sum(-1) if self.single else out
 
     def _single_log_density(self, x: Tensor) -> Tensor:
@@ -215,8 +220,8 @@ class ClassMixture(nn.Module):
         if self._factors is None:
             c = len(self.joint)
             factor = torch.linalg.cholesky(self.covariances)
-            inverse = torch.linalg.solve_triangular(factor, torch.eye(c, dtype=torch.float64), upper=False)
-            whitening = torch.zeros(self.classes, padded(c), padded(c), dtype=torch.float64)
+            inverse = torch.linalg.solve_triangular(factor, torch.eye(c, dtype=WIDE), upper=False)
+            whitening = torch.zeros(self.classes, padded(c), padded(c), dtype=WIDE)
             whitening[:, :c, :c] = inverse.mT
             self._factors = whitening, -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self._factors
@@ -233,7 +238,7 @@ class ClassMixture(nn.Module):
         out = log_determinant[:, None] - 0.5 * squared
         for rows in self._incomplete(missing):
             out[:, rows] = self._observed_log_density(x[rows], missing[rows])
-        return out - HALF_LOG_2PI * (~missing).sum(-1)
+        return out - HALF_LOG_2PI * (~missing).to(x.dtype).sum(-1)
 
     def _incomplete(self, missing: Tensor) -> Iterator[Tensor]:
         rows = missing.any(1).nonzero()[:, 0]
@@ -277,7 +282,13 @@ class ClassMixture(nn.Module):
     @classmethod
     @torch.no_grad()
     def fitted(
-        cls, columns: Sequence[Column], x: Tensor, *, classes: int, seed: int, bent: bool = False,
+        cls,
+        columns: Sequence[Column],
+        x: Tensor,
+        *,
+        classes: int,
+        seed: int,
+        bent: bool = False,
         weights: Tensor | None = None,
     ) -> ClassMixture:
         """Fit by expectation-maximisation from a k-means start.
@@ -298,7 +309,7 @@ class ClassMixture(nn.Module):
             x, weights = x[kept], None if weights is None else weights[kept]
         classes = min(classes, max(1, len(x) // (2 * x.shape[1] + 10)))
         model = cls(columns, classes, bent=bent)
-        weight = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double() / weights.double().mean()
+        weight = torch.ones(len(x), dtype=WIDE) if weights is None else weights.double() / weights.double().mean()
         x = x.double()
         if model.bend is not None:
             model.bend.fit(x[:, model.joint])
@@ -352,7 +363,7 @@ class ClassMixture(nn.Module):
             self.means = e.sums / counts[:, None]
             spread = e.squares / counts[:, None, None] - self.means[:, :, None] * self.means[:, None, :]
             spread = 0.5 * (spread + spread.mT)
-            ridge = RIDGE * torch.eye(len(self.joint), dtype=torch.float64)
+            ridge = RIDGE * torch.eye(len(self.joint), dtype=WIDE)
             self.covariances = spread + ridge
         if self.likelihood is not None:
             self._maximise_singles(x, e.responsibility)
@@ -383,13 +394,17 @@ class ClassMixture(nn.Module):
         order = self.likelihood.positions
         self.heads = torch.cat([by_position[i] for i in order], 1)[:, None, :]
         if noises:
-            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log.copy_(torch.stack(noises, 1)[:, None, :])
+            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log.copy_(  # type: ignore[operator, union-attr]
+                torch.stack(noises, 1)[:, None, :]
+            )
 
     def _k_means(self, x: Tensor, seed: int) -> Tensor:
         """Return the start of the responsibilities, (K, n): each row in one class."""
         if self.classes == 1:
-            return torch.ones(1, len(x), dtype=torch.float64)
-        entered = TableInput([self._columns[j] for j in self.single])(x[:, self.single].float()) if self.single else x[:, :0]
+            return torch.ones(1, len(x), dtype=WIDE)
+        entered = (
+            TableInput([self._columns[j] for j in self.single])(x[:, self.single].float()) if self.single else x[:, :0]
+        )
         cells = self._seen(x)[0].nan_to_num(0.0).clamp(-INPUT_BOUND, INPUT_BOUND)
         entered = torch.cat([cells, entered.double()], 1).numpy()
         labels = KMeans(self.classes, n_init=1, random_state=seed % 2**32).fit(entered).labels_

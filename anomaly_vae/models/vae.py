@@ -11,8 +11,8 @@ from ..data.schema import Column
 from ..errors import ShapeError
 from ..options import TrainConfig
 from .likelihoods import TableLikelihood
-from .networks import MLP, TableInput
 from .mixture import ClassMixture
+from .networks import MLP, TableInput
 from .priors import PRIORS, Prior
 
 LOG_SCALE_BOUND = 7.0
@@ -89,7 +89,6 @@ class VAE(nn.Module):
         z = self.prior.sample(n, generator)
         return self.likelihood.sample(self.decoder(z), generator)
 
-
     def companions_log_prob(self, x: Tensor) -> Tensor:
         """Return each companion's log p(x) of rows (n, m), nats, (F, n), float64."""
         return torch.stack([companion.log_prob(x) for companion in self._mixtures()])
@@ -112,7 +111,7 @@ class VAE(nn.Module):
             weights: Weight of each row, (n,).
         """
         fits = [(k, bent) for k in classes for bent in (False, True)]
-        x = x.cpu()
+        x, weights = x.cpu(), None if weights is None else weights.cpu()
         self.companions = nn.ModuleList(
             ClassMixture.fitted(self.described, x, classes=k, seed=seed + i, bent=bent, weights=weights)
             for i, (k, bent) in enumerate(fits)

@@ -24,7 +24,8 @@ EXAMPLES = {
     "count": pd.Series(np.arange(N) % 7),
     "count with gaps": pd.Series([None, *(np.arange(N - 1) % 7)], dtype="float64"),
     "nullable count": pd.Series([None, *(np.arange(N - 1) % 7)], dtype="Int64"),
-    "binary numbers": pd.Series(np.arange(N) % 2 * 5.0),
+    "binary numbers": pd.Series(np.arange(N) % 2 * 5),
+    "two floats": pd.Series(np.arange(N) % 2 * 0.5),
     "bool": pd.Series(np.arange(N) % 2 == 0),
     "bool with gaps": pd.Series([None, *(np.arange(N - 1) % 2 == 0)], dtype=object),
     "nullable bool": pd.Series([None, *(np.arange(N - 1) % 2 == 0)], dtype="boolean"),
@@ -41,7 +42,7 @@ EXAMPLES = {
 }
 KINDS = {
     "continuous": "continuous", "negative whole": "continuous", "count": "count", "count with gaps": "count",
-    "nullable count": "count", "binary numbers": "binary", "bool": "binary", "bool with gaps": "binary",
+    "nullable count": "count", "binary numbers": "binary", "two floats": "continuous", "bool": "binary", "bool with gaps": "binary",
     "nullable bool": "binary", "two texts": "binary", "category": "categorical", "category of numbers": "categorical",
     "constant": "categorical", "constant text": "categorical", "all missing": "ignored", "time": "ignored",
     "increasing": "ignored", "user_id": "ignored", "mostly unique": "ignored",

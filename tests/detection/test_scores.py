@@ -50,7 +50,7 @@ def test_parts_sum_to_the_score(detector, fresh_rows, kind, k):
     x, noise = detector.encode(fresh_rows), detector._noise(k)
     score = score_rows(detector.model, x, noise=noise, kind=kind).value
     parts = split_scores(detector.model, x, noise=noise, kind=kind)
-    total = parts.columns.sum(1) + parts.latent
+    total = parts.columns.sum(1) + parts.latent + parts.dependence
     assert np.max(np.abs(total - score) / np.maximum(1, np.abs(score))) < 1e-5
     assert (parts.columns[torch.isnan(x).numpy()] == 0).all()
 
@@ -184,7 +184,7 @@ def test_a_false_discovery_rate_flags_by_the_batch(detector, fresh_rows):
     ("options", "error", "message"),
     [
         ({"k": 17}, CalibrationError, "k must be one the model is calibrated for \\(1, 16, 64\\), got 17"),
-        ({"alpha": 0.001}, CalibrationError, "at least 999 calibration rows, got 120"),
+        ({"alpha": 0.001}, CalibrationError, "at least 999 calibration rows, got 60"),
         ({"alpha": 1.5}, ConfigError, "alpha must be a number between 0 and 1"),
         ({"fdr": 0.0}, ConfigError, "fdr must be a number between 0 and 1"),
         ({"explain": -1}, ConfigError, "explain must be"),

@@ -74,7 +74,8 @@ def test_a_linear_vae_reaches_the_subspace_of_pca():
     frame = pd.DataFrame(x / x.std(0)).add_prefix("x")
     schema = Schema.fit(frame)
     encoded = torch.from_numpy(schema.encode(frame))
-    config = TrainConfig(**{**LINEAR.to_dict(), "hidden": (), "calibration_k": (1, 16), "continuous": "fixed_gaussian",
+    config = TrainConfig(**{**LINEAR.to_dict(), "hidden": (), "calibration_k": (1, 16), "companions": (),
+                            "continuous": "fixed_gaussian",
                             "variance": 0.1, "steps": 2000, "learning_rate": 0.01})  # fmt: skip
     torch.manual_seed(0)
     model = VAE(schema.modelled, config)
