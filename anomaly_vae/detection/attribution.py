@@ -36,8 +36,8 @@ def attributions(
 
     Returns:
         n JSON lists of {"column", "nats", "value", "expected"}: the `top` columns; then, without value and expectation,
-        the sum of the other columns, the latent part and, of an ensemble score, what the columns tell of each other. The
-        nats sum to the score.
+        the sum of the other columns, the latent part and, of an ensemble score, what the columns tell of each other.
+        The nats sum to the score.
     """
     parts = split_scores(model, x, noise=noise, kind=kind)
     top = min(top, x.shape[1])

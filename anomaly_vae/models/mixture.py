@@ -102,8 +102,8 @@ class ClassMixture(nn.Module):
     Args:
         columns: The m modelled columns.
         classes: K.
-        bent: Whether continuous columns are seen on the scale of `Bend`, where skewed and heavy-tailed columns are closer
-            to normal; the density stays that of the cells themselves.
+        bent: Whether continuous columns are seen on the scale of `Bend`, where skewed and heavy-tailed columns are
+            closer to normal; the density stays that of the cells themselves.
 
     Attributes:
         log_weights: log of the classes' shares, (K,).
@@ -135,9 +135,8 @@ class ClassMixture(nn.Module):
             "heads", torch.zeros(classes, 1, self.likelihood.width if self.likelihood else 0, dtype=WIDE)
         )
         counts = sum(columns[j].kind == "count" for j in self.single)
-        if (
-            self.likelihood is not None and counts
-        ):  # a noise level for each class, where the autoencoder has one for all
+        if self.likelihood is not None and counts:
+            # a noise level for each class; the autoencoder has one for all codes
             noise = nn.Parameter(torch.zeros(classes, 1, counts, dtype=WIDE), requires_grad=False)
             self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log = noise
         self._columns = list(columns)
@@ -195,9 +194,7 @@ class ClassMixture(nn.Module):
                 yield rows, block
 
     def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the continuous cells on the scale of the fit, NaN = missing, and the logs of the Jacobian to the user's
-        units, 0 where missing, each (n, c).
-        """
+        """Return continuous cells as the fit sees them and log |d seen / d user's cell|, 0 where missing, each (n, c)."""
         cells = x[:, self.joint]
         seen, log_slope = (cells, torch.zeros_like(cells)) if self.bend is None else self.bend(cells)
         return seen, (log_slope - self.log_scale).masked_fill(cells.isnan(), 0.0)
@@ -394,7 +391,7 @@ class ClassMixture(nn.Module):
         order = self.likelihood.positions
         self.heads = torch.cat([by_position[i] for i in order], 1)[:, None, :]
         if noises:
-            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log.copy_(  # type: ignore[operator, union-attr]
+            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log.copy_(  # type: ignore[operator]
                 torch.stack(noises, 1)[:, None, :]
             )
 

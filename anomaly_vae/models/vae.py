@@ -28,8 +28,8 @@ class VAE(nn.Module):
         config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`.
 
     Attributes:
-        companions: Latent class mixtures of the same columns, which `ensemble` scores average with the autoencoder; none
-            before training.
+        companions: Latent class mixtures of the same columns, which `ensemble` scores average with the autoencoder;
+            none before training.
         share: The autoencoder's weight among them.
 
     References:
@@ -94,7 +94,7 @@ class VAE(nn.Module):
         return torch.stack([companion.log_prob(x) for companion in self._mixtures()])
 
     def companions_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the companions' mean parts of -log p(x), (n, m), and their mean remainder, (n,); see `ClassMixture`."""
+        """Return the companions' mean parts of -log p(x), (n, m), and their mean remainder, (n,), as `ClassMixture`."""
         parts, remainders = zip(*(companion.split(x) for companion in self._mixtures()), strict=True)
         return torch.stack(parts).mean(0), torch.stack(remainders).mean(0)
 

@@ -42,7 +42,8 @@ EXAMPLES = {
 }
 KINDS = {
     "continuous": "continuous", "negative whole": "continuous", "count": "count", "count with gaps": "count",
-    "nullable count": "count", "binary numbers": "binary", "two floats": "continuous", "bool": "binary", "bool with gaps": "binary",
+    "nullable count": "count", "binary numbers": "binary", "two floats": "continuous",
+    "bool": "binary", "bool with gaps": "binary",
     "nullable bool": "binary", "two texts": "binary", "category": "categorical", "category of numbers": "categorical",
     "constant": "categorical", "constant text": "categorical", "all missing": "ignored", "time": "ignored",
     "increasing": "ignored", "user_id": "ignored", "mostly unique": "ignored",
