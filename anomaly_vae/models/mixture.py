@@ -194,7 +194,7 @@ class ClassMixture(nn.Module):
                 yield rows, block
 
     def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return continuous cells as the fit sees them and log |d seen / d user's cell|, 0 where missing, each (n, c)."""
+        """Return continuous cells as fitted and log |d fitted / d user's cell|, 0 where missing, each (n, c)."""
         cells = x[:, self.joint]
         seen, log_slope = (cells, torch.zeros_like(cells)) if self.bend is None else self.bend(cells)
         return seen, (log_slope - self.log_scale).masked_fill(cells.isnan(), 0.0)
