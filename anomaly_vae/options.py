@@ -205,6 +205,7 @@ class ScoreConfig(Options):
     explain: int = _option(0, "columns named in each row's attributions; 0 = none")
     key: tuple[str, ...] = _option((), "columns copied to the output to tell rows apart; by default the row number")
     overwrite: bool = _option(False, "replace an output that exists")
+    allow_missing: bool = _option(False, "take a column that is absent for one of missing cells")
     batch_rows: int = _option(65_536, "rows read, scored and written at a time")
     workers: int | None = _option(None, "threads that score frames; by default one a core, at most 8")
 
@@ -217,4 +218,6 @@ class ScoreConfig(Options):
             value = getattr(self, name)
             _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
         _check(_is_integer(self.explain, 0), "explain", "be an integer of at least 0", self.explain)
+        for name in ("overwrite", "allow_missing"):
+            _check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
         _check(_is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)

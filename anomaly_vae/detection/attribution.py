@@ -27,7 +27,7 @@ def attributions(
     Args:
         model: Trained model.
         schema: Its columns.
-        frame: The rows as the user gave them, n rows.
+        frame: The rows as the user gave them, n rows; an absent column is one of missing cells.
         x: The same encoded, (n, m).
         noise: The noise of the score, (k, l).
         kind: The score's kind.
@@ -48,7 +48,8 @@ def attributions(
             rows = np.flatnonzero(columns == j)
             cells = decode_cells(encoded[rows], schema.modelled[j])
             expected[rows, rank] = [plain(cell) for cell in cells]
-    given = {name: [plain(cell) for cell in frame[name]] for j, name in enumerate(schema.names) if (order == j).any()}
+    shown = [name for j, name in enumerate(schema.names) if (order == j).any()]
+    given = {n: [plain(c) for c in frame[n]] if n in frame.columns else [None] * len(frame) for n in shown}
     texts = []
     for i in range(len(x)):
         named = [

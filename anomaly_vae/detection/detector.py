@@ -93,6 +93,7 @@ class Detector:
         fdr: float | None = None,
         k: int | None = None,
         explain: int = 0,
+        allow_missing: bool = False,
     ) -> pd.DataFrame:
         """Score, judge and explain rows.
 
@@ -103,6 +104,7 @@ class Detector:
             fdr: Flag by Benjamini and Hochberg over these rows instead: at most this share of the flagged is normal.
             k: Posterior samples per row, one of those calibrated for; by default the model's own.
             explain: Columns named in each row's attributions; 0 = none.
+            allow_missing: Take an absent column for one of missing cells, with a warning.
 
         Returns:
             One row each, same index, with the columns `SCORE_COLUMNS`: score, standard error and threshold in nats;
@@ -120,7 +122,7 @@ class Detector:
                 raise ConfigError(f"{name} must be a number between 0 and 1, got {value!r}. Choose for example 0.05.")
         if explain < 0:
             raise ConfigError(f"explain must be a number of columns from 0 up, got {explain!r}.")
-        x = self.encode(frame)
+        x = self.encode(frame, allow_missing=allow_missing)
         self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
         scores = self._scores(x, k)
         p_values = self.calibration.p_values(scores.value, k=k)
@@ -174,13 +176,18 @@ class Detector:
             )
         return self.calibration.threshold(alpha, k=self.config.k if k is None else k)
 
-    def encode(self, frame: pd.DataFrame) -> Tensor:
-        """Return rows as the model's tensor, (n, m); warns of rows without a single observed cell."""
+    def encode(self, frame: pd.DataFrame, *, allow_missing: bool = False) -> Tensor:
+        """Return rows as the model's tensor, (n, m); warns of rows without a single observed cell.
+
+        Args:
+            frame: Rows, n.
+            allow_missing: See `Schema.encode`.
+        """
         if not isinstance(frame, pd.DataFrame):
             raise ShapeError(
                 f"rows must be a pandas DataFrame, got {type(frame).__name__}. Wrap them with their names."
             )
-        x = torch.from_numpy(self.schema.encode(frame))
+        x = torch.from_numpy(self.schema.encode(frame, allow_missing=allow_missing))
         empty = int(x.isnan().all(1).sum())
         if empty:
             warnings.warn(
