@@ -126,6 +126,7 @@ class TrainConfig(Options):
     beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
     input_noise: float = _option(0.1, "standard deviation of the noise added to the encoder's input in training")
     hide: float = _option(0.1, "share of cells made missing in training, so that missing ones are understood")
+    charge_missing: bool = _option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
     steps: int | None = _option(None, "optimiser steps; by default 2000, or three passes over the rows, at most 20000")
     batch_size: int = _option(256, "rows per optimiser step")
     learning_rate: float = _option(3e-3, "AdamW's step size, cosine-annealed to a twentieth")
@@ -148,6 +149,7 @@ class TrainConfig(Options):
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
         for name in ("k", "train_k", "batch_size", "patience", "max_calibration_rows"):
             _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
+        _check(isinstance(self.charge_missing, bool), "charge_missing", "be true or false", self.charge_missing)
         for name in ("hidden", "calibration_k"):
             value = getattr(self, name)
             ok = isinstance(value, tuple) and all(_is_integer(v) for v in value)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.schema import Schema, decode_cells
 from ..models.vae import VAE
+from .missing import charged
 from .scores import expected_cells, split_scores
 
 LATENT = "(latent)"
@@ -20,7 +21,15 @@ OTHERS = "(other columns)"
 
 
 def attributions(
-    model: VAE, schema: Schema, frame: pd.DataFrame, x: Tensor, *, noise: Tensor, kind: str, top: int
+    model: VAE,
+    schema: Schema,
+    frame: pd.DataFrame,
+    x: Tensor,
+    *,
+    noise: Tensor,
+    kind: str,
+    top: int,
+    missing_cost: Tensor | None = None,
 ) -> list[str]:
     """Return each row's reasons as JSON text.
 
@@ -32,14 +41,16 @@ def attributions(
         noise: The noise of the score, (k, l).
         kind: The score's kind.
         top: Columns to name, the costliest first.
+        missing_cost: What a missing cell of each column is charged, (m,), if anything.
 
     Returns:
         n JSON lists of {"column", "nats", "value", "expected"}: the `top` columns; then, without value and expectation,
         the sum of the other columns and the latent part. The nats sum to the score.
     """
     parts = split_scores(model, x, noise=noise, kind=kind)
+    nats = parts.columns + charged(x, missing_cost)
     top = min(top, x.shape[1])
-    order = np.argsort(-parts.columns, axis=1, kind="stable")[:, :top]
+    order = np.argsort(-nats, axis=1, kind="stable")[:, :top]
     expected = np.empty(order.shape, dtype=object)
     for rank in range(top):
         columns = order[:, rank]
@@ -55,13 +66,13 @@ def attributions(
         named = [
             {
                 "column": schema.names[j],
-                "nats": float(parts.columns[i, j]),
+                "nats": float(nats[i, j]),
                 "value": given[schema.names[j]][i],
                 "expected": expected[i, rank],
             }
             for rank, j in enumerate(order[i])
         ]
-        others = float(np.delete(parts.columns[i], order[i]).sum())
+        others = float(np.delete(nats[i], order[i]).sum())
         rest = [{"column": OTHERS, "nats": others}] if top < x.shape[1] else []
         texts.append(json.dumps([*named, *rest, {"column": LATENT, "nats": float(parts.latent[i])}], allow_nan=False))
     return texts

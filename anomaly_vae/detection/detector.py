@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from ..options import TrainConfig
 from . import artifact
 from .attribution import attributions
 from .calibration import Calibration, discovery_cutoff
+from .missing import charged, expected_costs, total
 from .scores import RELIABLE_SAMPLES, Scores, score_rows
 
 SCORE_COLUMNS = (
@@ -39,6 +40,7 @@ class Detector:
         config: How it was trained; names the score and its k.
         calibration: Scores of held-out normal rows.
         noise: Standard normal draws shared by all rows, (k_max, l).
+        missing_cost: What a missing cell of each column is charged, (m,), float64, nats; None: nothing.
 
     Example:
         >>> from anomaly_vae import fit_detector, TrainConfig
@@ -54,14 +56,28 @@ class Detector:
     config: TrainConfig
     calibration: Calibration
     noise: Tensor
+    missing_cost: Tensor | None = None
 
     @classmethod
-    def calibrated(cls, schema: Schema, model: VAE, config: TrainConfig, frame: pd.DataFrame) -> Self:
-        """Make a detector from a trained model and held-out normal rows (may be none: then it gives no p-values)."""
+    def calibrated(
+        cls, schema: Schema, model: VAE, config: TrainConfig, frame: pd.DataFrame, *, trained: Tensor | None = None
+    ) -> Self:
+        """Make a detector from a trained model and held-out normal rows (may be none: then it gives no p-values).
+
+        Args:
+            schema: The table's columns.
+            model: The trained model.
+            config: How it was trained.
+            frame: Held-out normal rows.
+            trained: Training rows, encoded, (n, m), from which to learn what a missing cell is charged.
+        """
         generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(max(config.calibration_k), model.latent, generator=generator)
         model = model.cpu().eval().requires_grad_(False)
-        bare = cls(schema, model, config, Calibration({}), noise)
+        costs = None
+        if config.charge_missing and trained is not None:
+            costs = expected_costs(model, trained.cpu(), noise=noise[: config.k], kind=config.score_kind)
+        bare = cls(schema, model, config, Calibration({}), noise, costs)
         return bare.calibrate(frame) if len(frame) else bare
 
     def calibrate(self, frame: pd.DataFrame) -> Self:
@@ -83,7 +99,7 @@ class Detector:
             frame = frame.iloc[np.sort(kept)]
         x = self.encode(frame)
         scores = {k: np.sort(self._scores(x, k).value) for k in self.config.calibration_k}
-        return type(self)(self.schema, self.model, self.config, Calibration(scores), self.noise)
+        return replace(self, calibration=Calibration(scores))
 
     def score_frame(
         self,
@@ -144,6 +160,7 @@ class Detector:
                 noise=given,
                 kind=self.config.score_kind,
                 top=explain,
+                missing_cost=self.missing_cost,
             )
         columns = (
             scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
@@ -154,6 +171,8 @@ class Detector:
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
+
+        It is the density of the observed cells alone: missing cells are charged nothing.
 
         Args:
             frame: Rows of the schema.
@@ -241,6 +260,7 @@ class Detector:
         """
         parts = artifact.load(Path(folder))
         detector = cls(parts.schema, parts.model, parts.config, Calibration(parts.calibration), parts.noise)
+        detector = replace(detector, missing_cost=parts.missing_cost)
         artifact.check_golden(detector, parts.golden)
         return detector
 
@@ -251,7 +271,8 @@ class Detector:
         return torch.cat([self.noise, torch.randn(k - len(self.noise), self.model.latent, generator=generator)])
 
     def _scores(self, x: Tensor, k: int) -> Scores:
-        return score_rows(self.model, x, noise=self._noise(k), kind=self.config.score_kind)
+        scores = score_rows(self.model, x, noise=self._noise(k), kind=self.config.score_kind)
+        return replace(scores, value=scores.value + total(charged(x, self.missing_cost)))
 
     def scores_of_encoded(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the anomaly scores of already encoded rows (n, m), shape (n,), at the model's own k."""
