@@ -176,7 +176,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """Return log p(x) (or the bound that `config.score_kind` names) of each row, (n,), nats, high = normal."""
+        """Return log p(x) (or the bound that `config.score_kind` names) of each row, (n,), nats, high = normal.
+
+        Missing cells count for what their columns cost on average, unless `config.charge_missing` is off.
+        """
         check_is_fitted(self)
         return -self.detector_.scores_of_encoded(self.detector_.encode(self._frame(X, reset=False)).numpy())
 
