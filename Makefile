@@ -4,7 +4,8 @@ PYTHON      ?= python3
 # Name a wheel index for torch, for example the CPU-only or a CUDA index from PyTorch's install page; empty: pip's own choice.
 TORCH_INDEX ?=
 # Folder of labelled .npz tables (X, y with 1 = anomaly, as ADBench has them) for `make bench-tables`; empty: scikit-learn's
-# breast-cancer table alone. BENCH_ARGS: further options, for example '--detector anomaly_vae --detector knn --seeds 1'.
+# breast-cancer table alone. For `make bench-missing`: folder of adult.data and adult.test. BENCH_ARGS: further options, for
+# example '--detector anomaly_vae --detector knn --seeds 1'.
 DATA        ?=
 BENCH_ARGS  ?=
 PYTEST_ARGS ?=
@@ -17,7 +18,7 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench bench-tables docs clean
+.PHONY: help install venv demo test lint slow bench bench-tables bench-missing docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,9 @@ bench: $(READY) ## speed and memory on this machine
 
 bench-tables: $(READY) ## accuracy beside PyOD's detectors; DATA=folder of labelled tables; goes on where it stopped
 	@$(BIN)/python pipelines/benchmark.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
+
+bench-missing: $(READY) ## accuracy with missing cells beside PyOD's detectors; DATA=folder of the census table Adult
+	@$(BIN)/python pipelines/missing.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 docs: $(READY) ## run every example of README and docs/, and the docstrings' examples
 	@$(BIN)/python -m pytest tests/test_readme.py $(PYTEST_ARGS)

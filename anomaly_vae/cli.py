@@ -155,6 +155,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
 @click.option("--k", type=int, help="Posterior samples per row, one the model is calibrated for.")
 @click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
 @click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
+@click.option("--allow-missing", is_flag=True, help="Take a column that is absent for one of missing cells.")
 @click.option("--workers", type=int, help="Threads that score.  [default: one a core, at most 8]")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @as_json

@@ -89,9 +89,10 @@ def fit_detector(
     weights = None
     if sample_weight is not None:
         weights = torch.from_numpy(np.asarray(sample_weight, dtype=np.float32)[split["train"]])
+    x = torch.from_numpy(schema.encode(rows["train"]))
     history = training.fit(
         model,
-        torch.from_numpy(schema.encode(rows["train"])),
+        x,
         validation=torch.from_numpy(schema.encode(rows["validation"])),
         config=config,
         weights=weights,
@@ -99,7 +100,7 @@ def fit_detector(
         on_epoch=on_epoch,
         progress=progress,
     )
-    return Fit(Detector.calibrated(schema, model, config, rows["calibration"]), history, split)
+    return Fit(Detector.calibrated(schema, model, config, rows["calibration"], trained=x), history, split)
 
 
 class AnomalyDetector(OutlierMixin, BaseEstimator):
@@ -175,7 +176,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         return self
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """Return log p(x) (or the bound that `config.score_kind` names) of each row, (n,), nats, high = normal."""
+        """Return log p(x) (or the bound that `config.score_kind` names) of each row, (n,), nats, high = normal.
+
+        Missing cells count for what their columns cost on average, unless `config.charge_missing` is off.
+        """
         check_is_fitted(self)
         return -self.detector_.scores_of_encoded(self.detector_.encode(self._frame(X, reset=False)).numpy())
 

@@ -132,6 +132,7 @@ class TrainConfig(Options):
     beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
     input_noise: float = _option(0.1, "standard deviation of the noise added to the encoder's input in training")
     hide: float = _option(0.1, "share of cells made missing in training, so that missing ones are understood")
+    charge_missing: bool = _option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
     steps: int | None = _option(None, "optimiser steps; by default 2000, or three passes over the rows, at most 20000")
     batch_size: int = _option(256, "rows per optimiser step")
     learning_rate: float = _option(3e-3, "AdamW's step size, cosine-annealed to a twentieth")
@@ -169,6 +170,7 @@ class TrainConfig(Options):
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
         for name in ("k", "train_k", "batch_size", "patience", "max_calibration_rows"):
             _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
+        _check(isinstance(self.charge_missing, bool), "charge_missing", "be true or false", self.charge_missing)
         for name in ("hidden", "calibration_k", "companions"):
             value = getattr(self, name)
             ok = isinstance(value, tuple) and all(_is_integer(v) for v in value)
@@ -228,6 +230,7 @@ class ScoreConfig(Options):
     explain: int = _option(0, "columns named in each row's attributions; 0 = none")
     key: tuple[str, ...] = _option((), "columns copied to the output to tell rows apart; by default the row number")
     overwrite: bool = _option(False, "replace an output that exists")
+    allow_missing: bool = _option(False, "take a column that is absent for one of missing cells")
     batch_rows: int = _option(65_536, "rows read, scored and written at a time")
     workers: int | None = _option(None, "threads that score frames; by default one a core, at most 8")
 
@@ -240,4 +243,6 @@ class ScoreConfig(Options):
             value = getattr(self, name)
             _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
         _check(_is_integer(self.explain, 0), "explain", "be an integer of at least 0", self.explain)
+        for name in ("overwrite", "allow_missing"):
+            _check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
         _check(_is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)

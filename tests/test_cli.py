@@ -118,6 +118,19 @@ def test_score_writes_a_file_and_says_so(folder: Path) -> None:
     assert facts["flagged"] == pd.read_parquet(folder / "scored.parquet")["is_anomaly"].sum()
 
 
+def test_absent_columns_are_scored_on_demand(folder: Path) -> None:
+    make_rows(50, 3).drop(columns="site").to_csv(folder / "less.csv", index=False)
+    make_rows(50, 3).assign(site=None).to_csv(folder / "empty.csv", index=False)
+    refused = run(folder, "score", "models:/pumps/1", "less.csv", "less.parquet", code=2)
+    assert "column 'site' absent" in refused.stderr
+    assert "--allow-missing" in refused.stderr
+    done = run(folder, "score", "models:/pumps/1", "less.csv", "less.parquet", "--allow-missing")
+    assert "absent columns count as missing cells: 'site'" in done.stderr
+    run(folder, "score", "models:/pumps/1", "empty.csv", "empty.parquet")
+    got, want = (pd.read_parquet(folder / f"{name}.parquet") for name in ("less", "empty"))
+    pd.testing.assert_frame_equal(got, want)
+
+
 def test_explain_is_readable_and_adds_up(folder: Path) -> None:
     text = run(folder, "explain", "models:/pumps@champion", "fresh.csv", "--top", 2).stdout
     assert text.count("nats, p = ") == 2

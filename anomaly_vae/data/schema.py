@@ -10,7 +10,7 @@ categorical  index of the category, number of categories = unseen
 ===========  =====================================================================================
 
 Columns are found by name: their order in a table does not matter, extra ones are ignored with a warning,
-absent ones are an error.
+absent ones are an error, or on demand columns of missing cells.
 """
 
 from __future__ import annotations
@@ -147,17 +147,23 @@ class Schema:
         """Columns whose cells are text: a CSV reader must not turn them into numbers."""
         return frozenset(c.name for c in self.columns if c.dtype == "string")
 
-    def encode(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+    def encode(self, frame: pd.DataFrame, *, allow_missing: bool = False) -> NDArray[np.float32]:
         """Return rows as the model's array, shape (n, m), NaN = missing.
+
+        Args:
+            frame: Rows, n.
+            allow_missing: Take an absent column for one of missing cells, with a warning, as long as one is present.
 
         Raises:
             SchemaError: A column is absent or given twice, or a cell is text among numbers or infinite; column
                 and row are named.
         """
         frame = named(frame)
-        self._check_names(list(frame.columns))
-        out = np.empty((len(frame), len(self.modelled)), dtype=np.float32)
+        self._check_names(list(frame.columns), allow_missing)
+        out = np.full((len(frame), len(self.modelled)), np.nan, dtype=np.float32)
         for j, column in enumerate(self.modelled):
+            if column.name not in frame.columns:
+                continue
             series = frame[column.name]
             if _is_discrete(column):
                 boolean = column.dtype == "bool"
@@ -209,17 +215,23 @@ class Schema:
             )
         return "\n".join(lines) + "\n"
 
-    def _check_names(self, got: Sequence[str]) -> None:
+    def _check_names(self, got: Sequence[str], allow_missing: bool) -> None:
         absent = [name for name in self.names if name not in set(got)]
         known = {c.name for c in self.columns}
         extra = [name for name in got if name not in known]
-        if absent:
+        if absent and allow_missing and len(absent) < len(self.names):
+            message = f"absent columns count as missing cells: {', '.join(map(repr, absent))}"
+            warnings.warn(message, DataWarning, stacklevel=3)
+        elif absent:
             near = {name: difflib.get_close_matches(name, extra, n=1) for name in absent}
             lines = [f"  - {name}" + (f"   (is it {near[name][0]!r}?)" if near[name] else "") for name in absent]
             lines += [f"  + {name}" for name in extra]
+            remedy = "Add or rename them, or let them count as missing cells: allow_missing=True, --allow-missing."
+            if len(absent) == len(self.names):
+                remedy = "Add or rename them: without any of them there is nothing to score."
             raise SchemaError(
                 f"a table must have the {len(self.names)} columns of the training table, got {len(absent)} too few: "
-                f"column {', '.join(map(repr, absent[:5]))} absent. Add or rename them.\n" + "\n".join(lines[:40]),
+                f"column {', '.join(map(repr, absent[:5]))} absent. {remedy}\n" + "\n".join(lines[:40]),
                 absent=tuple(absent),
                 extra=tuple(extra),
             )

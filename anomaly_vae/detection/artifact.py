@@ -2,7 +2,7 @@
 
 ================  ==========================================================================================
 config.json       format version, package version, settings, schema, digests of the other files
-model.safetensors weights, calibration scores, noise
+model.safetensors weights, calibration scores, noise, what missing cells are charged
 golden.json       rows drawn from the model, with their scores
 ================  ==========================================================================================
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 GOLDEN_ROWS = 8
 LARGEST_JSON = 64 << 20
+LATER_SETTINGS: dict[str, Any] = {"charge_missing": False, "companions": [], "autoencoder_share": 2 / 3}
+"""Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
 CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
 
 
@@ -54,7 +56,7 @@ class Loaded:
     config: TrainConfig
     calibration: dict[int, NDArray[np.float64]]
     noise: Tensor
-    digest: str
+    missing_cost: Tensor | None
     golden: dict[str, Any]
 
 
@@ -64,6 +66,7 @@ def digest_of(detector: Detector) -> str:
 
 
 def _digest(config: dict[str, Any], schema: dict[str, Any], tensors: bytes) -> str:
+    config = {k: v for k, v in config.items() if (k, v) not in LATER_SETTINGS.items()}
     described = json.dumps([config, schema], sort_keys=True).encode()
     return hashlib.sha256(described + hashlib.sha256(tensors).digest()).hexdigest()
 
@@ -72,6 +75,8 @@ def _tensor_bytes(detector: Detector) -> bytes:
     tensors = {f"model.{name}": value.contiguous() for name, value in detector.model.state_dict().items()}
     tensors |= {f"calibration.{k}": torch.from_numpy(v) for k, v in sorted(detector.calibration.scores.items())}
     tensors["noise"] = detector.noise
+    if detector.missing_cost is not None:
+        tensors["missing_cost"] = detector.missing_cost
     return save_tensors(tensors)
 
 
@@ -97,7 +102,7 @@ def save(detector: Detector, folder: Path) -> None:
     config = {
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
-        "digest": digest_of(detector),
+        "digest": detector.digest,
         "sha256": {TENSORS: hashlib.sha256(tensors).hexdigest(), GOLDEN: hashlib.sha256(golden).hexdigest()},
         "config": detector.config.to_dict(),
         "schema": detector.schema.to_dict(),
@@ -141,8 +146,7 @@ def load(folder: Path) -> Loaded:
                 raise _altered(name, "its digest differs from the one in config.json")
         if _digest(facts["config"], facts["schema"], tensors) != facts["digest"]:
             raise _altered(CONFIG, "its settings or schema were changed after saving")
-        settings = facts["config"] if version > 1 else {**facts["config"], "companions": []}
-        config = TrainConfig.from_mapping(settings)
+        config = TrainConfig.from_mapping({**LATER_SETTINGS, **facts["config"]})
         schema = Schema.from_dict(facts["schema"])
         arrays = load_tensors(tensors)
         with torch.random.fork_rng(devices=[]):
@@ -168,7 +172,9 @@ def load(folder: Path) -> Loaded:
         raise ArtifactError(
             f"the model must be as it was saved, got an error reading it: {reason}. Restore it."
         ) from error
-    return Loaded(schema, model.eval().requires_grad_(False), config, calibration, noise, facts["digest"], parsed)
+    return Loaded(
+        schema, model.eval().requires_grad_(False), config, calibration, noise, arrays.get("missing_cost"), parsed
+    )
 
 
 def _companions(schema: Schema, weights: dict[str, Tensor]) -> torch.nn.ModuleList:

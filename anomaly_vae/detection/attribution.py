@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.schema import Schema, decode_cells
 from ..models.vae import VAE
+from .missing import charged
 from .scores import expected_cells, split_scores
 
 LATENT = "(latent)"
@@ -21,18 +22,27 @@ OTHERS = "(other columns)"
 
 
 def attributions(
-    model: VAE, schema: Schema, frame: pd.DataFrame, x: Tensor, *, noise: Tensor, kind: str, top: int
+    model: VAE,
+    schema: Schema,
+    frame: pd.DataFrame,
+    x: Tensor,
+    *,
+    noise: Tensor,
+    kind: str,
+    top: int,
+    missing_cost: Tensor | None = None,
 ) -> list[str]:
     """Return each row's reasons as JSON text.
 
     Args:
         model: Trained model.
         schema: Its columns.
-        frame: The rows as the user gave them, n rows.
+        frame: The rows as the user gave them, n rows; an absent column is one of missing cells.
         x: The same encoded, (n, m).
         noise: The noise of the score, (k, l).
         kind: The score's kind.
         top: Columns to name, the costliest first.
+        missing_cost: What a missing cell of each column is charged, (m,), if anything.
 
     Returns:
         n JSON lists of {"column", "nats", "value", "expected"}: the `top` columns; then, without value and expectation,
@@ -40,8 +50,9 @@ def attributions(
         The nats sum to the score.
     """
     parts = split_scores(model, x, noise=noise, kind=kind)
+    nats = parts.columns + charged(x, missing_cost)
     top = min(top, x.shape[1])
-    order = np.argsort(-parts.columns, axis=1, kind="stable")[:, :top]
+    order = np.argsort(-nats, axis=1, kind="stable")[:, :top]
     expected = np.empty(order.shape, dtype=object)
     for rank in range(top):
         columns = order[:, rank]
@@ -50,19 +61,20 @@ def attributions(
             rows = np.flatnonzero(columns == j)
             cells = decode_cells(encoded[rows], schema.modelled[j])
             expected[rows, rank] = [plain(cell) for cell in cells]
-    given = {name: [plain(cell) for cell in frame[name]] for j, name in enumerate(schema.names) if (order == j).any()}
+    shown = [name for j, name in enumerate(schema.names) if (order == j).any()]
+    given = {n: [plain(c) for c in frame[n]] if n in frame.columns else [None] * len(frame) for n in shown}
     texts = []
     for i in range(len(x)):
         named = [
             {
                 "column": schema.names[j],
-                "nats": float(parts.columns[i, j]),
+                "nats": float(nats[i, j]),
                 "value": given[schema.names[j]][i],
                 "expected": expected[i, rank],
             }
             for rank, j in enumerate(order[i])
         ]
-        others = float(np.delete(parts.columns[i], order[i]).sum())
+        others = float(np.delete(nats[i], order[i]).sum())
         rest = [{"column": OTHERS, "nats": others}] if top < x.shape[1] else []
         rest.append({"column": LATENT, "nats": float(parts.latent[i])})
         if kind == "ensemble":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from ..options import TrainConfig
 from . import artifact
 from .attribution import attributions
 from .calibration import Calibration, discovery_cutoff
+from .missing import charged, expected_costs, total
 from .scores import RELIABLE_SAMPLES, Scores, score_rows
 
 SCORE_COLUMNS = (
@@ -39,6 +40,7 @@ class Detector:
         config: How it was trained; names the score and its k.
         calibration: Scores of held-out normal rows.
         noise: Standard normal draws shared by all rows, (k_max, l).
+        missing_cost: What a missing cell of each column is charged, (m,), float64, nats; None: nothing.
 
     Example:
         >>> from anomaly_vae import fit_detector, TrainConfig
@@ -54,14 +56,28 @@ class Detector:
     config: TrainConfig
     calibration: Calibration
     noise: Tensor
+    missing_cost: Tensor | None = None
 
     @classmethod
-    def calibrated(cls, schema: Schema, model: VAE, config: TrainConfig, frame: pd.DataFrame) -> Self:
-        """Make a detector from a trained model and held-out normal rows (may be none: then it gives no p-values)."""
+    def calibrated(
+        cls, schema: Schema, model: VAE, config: TrainConfig, frame: pd.DataFrame, *, trained: Tensor | None = None
+    ) -> Self:
+        """Make a detector from a trained model and held-out normal rows (may be none: then it gives no p-values).
+
+        Args:
+            schema: The table's columns.
+            model: The trained model.
+            config: How it was trained.
+            frame: Held-out normal rows.
+            trained: Training rows, encoded, (n, m), from which to learn what a missing cell is charged.
+        """
         generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(max(config.calibration_k), model.latent, generator=generator)
         model = model.cpu().eval().requires_grad_(False)
-        bare = cls(schema, model, config, Calibration({}), noise)
+        costs = None
+        if config.charge_missing and trained is not None:
+            costs = expected_costs(model, trained.cpu(), noise=noise[: config.k], kind=config.score_kind)
+        bare = cls(schema, model, config, Calibration({}), noise, costs)
         return bare.calibrate(frame) if len(frame) else bare
 
     def calibrate(self, frame: pd.DataFrame) -> Self:
@@ -83,7 +99,7 @@ class Detector:
             frame = frame.iloc[np.sort(kept)]
         x = self.encode(frame)
         scores = {k: np.sort(self._scores(x, k).value) for k in self.config.calibration_k}
-        return type(self)(self.schema, self.model, self.config, Calibration(scores), self.noise)
+        return replace(self, calibration=Calibration(scores))
 
     def score_frame(
         self,
@@ -93,6 +109,7 @@ class Detector:
         fdr: float | None = None,
         k: int | None = None,
         explain: int = 0,
+        allow_missing: bool = False,
     ) -> pd.DataFrame:
         """Score, judge and explain rows.
 
@@ -103,6 +120,7 @@ class Detector:
             fdr: Flag by Benjamini and Hochberg over these rows instead: at most this share of the flagged is normal.
             k: Posterior samples per row, one of those calibrated for; by default the model's own.
             explain: Columns named in each row's attributions; 0 = none.
+            allow_missing: Take an absent column for one of missing cells, with a warning.
 
         Returns:
             One row each, same index, with the columns `SCORE_COLUMNS`: score, standard error and threshold in nats;
@@ -120,7 +138,7 @@ class Detector:
                 raise ConfigError(f"{name} must be a number between 0 and 1, got {value!r}. Choose for example 0.05.")
         if explain < 0:
             raise ConfigError(f"explain must be a number of columns from 0 up, got {explain!r}.")
-        x = self.encode(frame)
+        x = self.encode(frame, allow_missing=allow_missing)
         self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
         scores = self._scores(x, k)
         p_values = self.calibration.p_values(scores.value, k=k)
@@ -142,6 +160,7 @@ class Detector:
                 noise=given,
                 kind=self.config.score_kind,
                 top=explain,
+                missing_cost=self.missing_cost,
             )
         columns = (
             scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
@@ -152,6 +171,8 @@ class Detector:
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
+
+        It is the density of the observed cells alone: missing cells are charged nothing.
 
         Args:
             frame: Rows of the schema.
@@ -174,13 +195,18 @@ class Detector:
             )
         return self.calibration.threshold(alpha, k=self.config.k if k is None else k)
 
-    def encode(self, frame: pd.DataFrame) -> Tensor:
-        """Return rows as the model's tensor, (n, m); warns of rows without a single observed cell."""
+    def encode(self, frame: pd.DataFrame, *, allow_missing: bool = False) -> Tensor:
+        """Return rows as the model's tensor, (n, m); warns of rows without a single observed cell.
+
+        Args:
+            frame: Rows, n.
+            allow_missing: See `Schema.encode`.
+        """
         if not isinstance(frame, pd.DataFrame):
             raise ShapeError(
                 f"rows must be a pandas DataFrame, got {type(frame).__name__}. Wrap them with their names."
             )
-        x = torch.from_numpy(self.schema.encode(frame))
+        x = torch.from_numpy(self.schema.encode(frame, allow_missing=allow_missing))
         empty = int(x.isnan().all(1).sum())
         if empty:
             warnings.warn(
@@ -234,8 +260,7 @@ class Detector:
         """
         parts = artifact.load(Path(folder))
         detector = cls(parts.schema, parts.model, parts.config, Calibration(parts.calibration), parts.noise)
-        # the digest of what was saved: settings that later versions added are not in it
-        detector.__dict__["digest"] = parts.digest
+        detector = replace(detector, missing_cost=parts.missing_cost)
         artifact.check_golden(detector, parts.golden)
         return detector
 
@@ -246,7 +271,8 @@ class Detector:
         return torch.cat([self.noise, torch.randn(k - len(self.noise), self.model.latent, generator=generator)])
 
     def _scores(self, x: Tensor, k: int) -> Scores:
-        return score_rows(self.model, x, noise=self._noise(k), kind=self.config.score_kind)
+        scores = score_rows(self.model, x, noise=self._noise(k), kind=self.config.score_kind)
+        return replace(scores, value=scores.value + total(charged(x, self.missing_cost)))
 
     def scores_of_encoded(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the anomaly scores of already encoded rows (n, m), shape (n,), at the model's own k."""

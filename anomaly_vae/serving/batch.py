@@ -61,6 +61,7 @@ class Scorer(Protocol):
         fdr: float | None = None,
         k: int | None = None,
         explain: int = 0,
+        allow_missing: bool = False,
     ) -> pd.DataFrame:
         """Return one row of scores for each row, with the same index."""
 
@@ -145,7 +146,12 @@ def score_frames(
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
         keys = _keys(frame, config.key)
         scores = scorer.score_frame(
-            frame.drop(columns=beyond), alpha=config.alpha, fdr=config.fdr, k=config.k, explain=config.explain
+            frame.drop(columns=beyond),
+            alpha=config.alpha,
+            fdr=config.fdr,
+            k=config.k,
+            explain=config.explain,
+            allow_missing=config.allow_missing,
         )
         return pd.concat([keys, scores.assign(model_version=model_version)], axis=1)
 

@@ -165,6 +165,7 @@ def signature(schema: Schema, *, declare_inputs: bool = False) -> ModelSignature
         ParamSpec("fdr", "double", 0.0),  # flag this request's rows under a false discovery rate; 0 = off
         ParamSpec("k", "long", 0),  # posterior samples per row; 0 = the model's own
         ParamSpec("explain", "long", defaults.explain),  # columns named per row in attributions; 0 = off
+        ParamSpec("allow_missing", "boolean", defaults.allow_missing),  # take absent columns for missing cells
     ]
     return ModelSignature(
         inputs=MlflowSchema(inputs) if declare_inputs else None,
@@ -188,7 +189,7 @@ class ServedDetector:
 
         Args:
             data: A DataFrame, a dict of columns or a list of dicts, with the model's columns by name.
-            params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off).
+            params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off), `allow_missing`.
 
         Raises:
             MlflowException: The request is at fault (HTTP 400, with the reason) or the server (HTTP 500, without).
@@ -215,12 +216,13 @@ def _arguments(params: Mapping[str, Any]) -> dict[str, Any]:
         fdr=params.get("fdr") or None,
         k=params.get("k") or None,
         explain=params.get("explain", ScoreConfig.explain),
+        allow_missing=params.get("allow_missing", ScoreConfig.allow_missing),
     )
     if config.fdr is not None and config.alpha != ScoreConfig.alpha:
         raise ConfigError(
             f"alpha and fdr must not both be set, got alpha={config.alpha:g} and fdr={config.fdr:g}. Drop one."
         )
-    return {"alpha": config.alpha, "fdr": config.fdr, "k": config.k, "explain": config.explain}
+    return {name: getattr(config, name) for name in ("alpha", "fdr", "k", "explain", "allow_missing")}
 
 
 def frame_of(data: Any) -> pd.DataFrame:

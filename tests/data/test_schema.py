@@ -127,6 +127,21 @@ def test_absent_columns_are_an_error_with_a_diff():
     assert caught.value.absent == ("income",)
 
 
+def test_absent_columns_are_missing_cells_on_demand():
+    frame = pd.DataFrame({"a": np.linspace(0, 1, N), "b": np.arange(N) % 3, "c": list("xy") * (N // 2)})
+    schema = Schema.fit(frame)
+    for absent in (["a"], ["b"], ["c"], ["a", "c"]):
+        with pytest.warns(DataWarning, match=f"absent columns count as missing cells: {', '.join(map(repr, absent))}$"):
+            got = schema.encode(frame.drop(columns=absent), allow_missing=True)
+        empty = frame.assign(**dict.fromkeys(absent, np.nan))
+        np.testing.assert_array_equal(got, schema.encode(empty, allow_missing=True))
+        with pytest.raises(SchemaError, match=r"allow_missing=True, --allow-missing\."):
+            schema.encode(frame.drop(columns=absent))
+    with pytest.raises(SchemaError, match=r"3 too few.* without any of them there is nothing to score") as caught:
+        schema.encode(pd.DataFrame({"z": [1]}), allow_missing=True)
+    assert caught.value.absent == ("a", "b", "c")
+
+
 def test_unseen_categories_get_the_sentinel_and_a_probability():
     frame = pd.DataFrame({"city": ["Oslo", "Rome", "Lima"] * 20, "x": np.linspace(0, 1, 60)})
     schema = Schema.fit(frame)

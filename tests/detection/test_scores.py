@@ -159,6 +159,23 @@ def test_rows_without_a_cell_score_finite_and_are_warned_of(detector):
     assert np.isfinite(out["anomaly_score"]).all()
 
 
+@pytest.mark.parametrize("absent", [["city"], ["height", "member"], ["weight", "city", "visits", "member"]])
+def test_absent_columns_are_missing_cells_on_demand(detector, fresh_rows, absent):
+    less = fresh_rows.drop(columns=absent)
+    with pytest.raises(SchemaError, match=f"{len(absent)} too few.*allow_missing=True, --allow-missing"):
+        detector.score_frame(less)
+    with pytest.warns(DataWarning, match="absent columns count as missing cells: ") as caught:
+        out = detector.score_frame(less, explain=5, allow_missing=True)
+    assert len([w for w in caught if "absent" in str(w.message)]) == 1
+    empty = fresh_rows.assign(**dict.fromkeys(absent, np.nan))
+    pd.testing.assert_frame_equal(out, detector.score_frame(empty, explain=5))
+    reasons = [r for text in out["attributions"] for r in json.loads(text) if r["column"] in absent]
+    assert len(reasons) == len(absent) * len(out)
+    assert all(r["value"] is None and r["expected"] is not None for r in reasons)
+    with pytest.raises(SchemaError, match="nothing to score"):
+        detector.score_frame(pd.DataFrame({"other": [1.0]}), allow_missing=True)
+
+
 def test_one_row_and_no_rows(detector, fresh_rows):
     assert len(detector.score_frame(fresh_rows[:1])) == 1
     empty = detector.score_frame(fresh_rows[:0], explain=2)

@@ -19,7 +19,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from anomaly_vae import Detector, ScoreConfig
-from anomaly_vae.errors import ConfigError, OutputExistsError, SchemaError, UnreadableDataError
+from anomaly_vae.errors import ConfigError, DataWarning, OutputExistsError, SchemaError, UnreadableDataError
 from anomaly_vae.serving.batch import evaluate_file, score_file, score_frames, strangest_rows
 
 COLUMNS = [
@@ -176,6 +176,18 @@ class _Failing:
 
     def threshold(self, alpha: float, *, k: int | None = None) -> float:
         return self.detector.threshold(alpha, k=k)
+
+
+def test_absent_columns_are_missing_cells_on_demand(detector: Detector, rows: pd.DataFrame, tmp_path: Path) -> None:
+    rows.drop(columns="heat").to_parquet(tmp_path / "less.parquet", index=False)
+    rows.assign(heat=np.nan).to_parquet(tmp_path / "empty.parquet", index=False)
+    with pytest.raises(SchemaError, match="column 'heat' absent"):
+        score_file(detector, tmp_path / "less.parquet", tmp_path / "out.parquet")
+    config = ScoreConfig(allow_missing=True, explain=7, batch_rows=100, workers=1)
+    with pytest.warns(DataWarning, match="absent columns count as missing cells: 'heat'"):
+        score_file(detector, tmp_path / "less.parquet", tmp_path / "out.parquet", config)
+    score_file(detector, tmp_path / "empty.parquet", tmp_path / "want.parquet", config)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(tmp_path / "want.parquet"))
 
 
 @pytest.mark.parametrize("fdr", [None, 0.1])

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import make_metric
 
 from anomaly_vae import Detector
-from anomaly_vae.errors import ArtifactError
+from anomaly_vae.errors import ArtifactError, DataWarning
 from anomaly_vae.serving import flavor, tracking
 
 
@@ -124,6 +124,18 @@ def test_parameters_reach_the_model(served: Any, detector: Detector, rows: pd.Da
     assert under_fdr["is_anomaly"] == detector.score_frame(rows, fdr=0.3)["is_anomaly"].tolist()
 
 
+def test_absent_columns_are_missing_cells_on_demand(served: Any, detector: Detector, rows: pd.DataFrame) -> None:
+    less = rows.drop(columns=["heat", "site"])
+    with pytest.raises(MlflowException, match="column 'heat', 'site' absent") as caught:
+        served.predict(less)
+    assert caught.value.get_http_status_code() == 400
+    with pytest.warns(DataWarning, match="absent columns count as missing cells: 'heat', 'site'"):
+        got = served.predict(less, params={"allow_missing": True, "explain": 1})
+    empty = detector.score_frame(rows.assign(heat=np.nan, site=None), explain=1)
+    assert got["anomaly_score"] == empty["anomaly_score"].tolist()
+    assert got["attributions"] == empty["attributions"].tolist()
+
+
 @pytest.mark.parametrize(
     ("params", "said"),
     [
@@ -134,6 +146,7 @@ def test_parameters_reach_the_model(served: Any, detector: Detector, rows: pd.Da
         ({"explain": -1}, "explain"),
         ({"alpha": 1e-9}, "calibration rows"),
         ({"alpha": 0.01, "fdr": 0.1}, "both"),
+        ({"allow_missing": "perhaps"}, "allow_missing"),
     ],
 )
 def test_bad_parameters_are_the_callers_fault(
