@@ -18,7 +18,7 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench bench-tables bench-missing docs clean
+.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-promises docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench-tables: $(READY) ## accuracy beside PyOD's detectors; DATA=folder of label
 
 bench-missing: $(READY) ## accuracy with missing cells beside PyOD's detectors; DATA=folder of the census table Adult
 	@$(BIN)/python pipelines/missing.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
+
+bench-promises: $(READY) ## false alarms, false discoveries and reasons on labelled tables; DATA=their folder
+	@$(BIN)/python pipelines/promises.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 docs: $(READY) ## run every example of README and docs/, and the docstrings' examples
 	@$(BIN)/python -m pytest tests/test_readme.py $(PYTEST_ARGS)
