@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .estimator import AnomalyDetector, fit_detector
     from .options import ScoreConfig, TrainConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "AnomalyDetector": "estimator",
