@@ -22,6 +22,7 @@ SCORE_KINDS = ("likelihood", "elbo", "reconstruction")
 OBJECTIVES = ("elbo", "iwae")
 PRIORS = ("standard_normal", "aggregated_posterior")
 CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
+PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -137,12 +138,13 @@ class TrainConfig(Options):
     calibration: float = _option(0.2, "share of rows held out for p-values and thresholds")
     max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
     seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
+    precision: str = _option("float32", f"of the hidden layers when scoring: {', '.join(PRECISIONS)}")
     device: str = _option("auto", f"where to compute: {', '.join(DEVICES)}")
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
-            "prior": PRIORS, "continuous": CONTINUOUS,
+            "prior": PRIORS, "continuous": CONTINUOUS, "precision": PRECISIONS,
         }  # fmt: skip
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))

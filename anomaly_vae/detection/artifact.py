@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 GOLDEN_ROWS = 8
+LATER_OPTIONS = {"precision": "float32"}
+"""Options that came after format 1, with the value of the time before: a detector that has it keeps its digest."""
 LARGEST_JSON = 64 << 20
 CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
 
@@ -62,6 +64,7 @@ def digest_of(detector: Detector) -> str:
 
 
 def _digest(config: dict[str, Any], schema: dict[str, Any], tensors: bytes) -> str:
+    config = {k: v for k, v in config.items() if k not in LATER_OPTIONS or v != LATER_OPTIONS[k]}
     described = json.dumps([config, schema], sort_keys=True).encode()
     return hashlib.sha256(described + hashlib.sha256(tensors).digest()).hexdigest()
 

@@ -24,7 +24,7 @@ class VAE(nn.Module):
 
     Args:
         columns: The m modelled columns.
-        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`.
+        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`, `precision`.
 
     References:
         Kingma & Welling (2014), arXiv:1312.6114; Rezende, Mohamed & Wierstra (2014), arXiv:1401.4082.
@@ -39,6 +39,7 @@ class VAE(nn.Module):
         self.encoder = MLP(self.input.width, config.hidden, 2 * self.latent)
         self.likelihood = TableLikelihood(columns, continuous=config.continuous, variance=config.variance)
         self.decoder = MLP(self.latent, config.hidden[::-1], self.likelihood.width)
+        self.precision = config.precision
         self.largest_product = max(p.numel() for p in self.parameters())
         self.prior: Prior = PRIORS[config.prior](self.latent)
 
