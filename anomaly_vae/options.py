@@ -138,7 +138,7 @@ class TrainConfig(Options):
     calibration: float = _option(0.2, "share of rows held out for p-values and thresholds")
     max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
     seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
-    precision: str = _option("float32", f"of the hidden layers when scoring: {', '.join(PRECISIONS)}")
+    precision: str = _option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
     device: str = _option("auto", f"where to compute: {', '.join(DEVICES)}")
 
     def __post_init__(self) -> None:

@@ -186,9 +186,11 @@ def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood"
         kept = slice(0, rows.stop - rows.start)
         log_px, log_w = _log_densities(fused, group, kept.stop, noise)
         value[rows] = -reduction.bound(log_px, log_w)[kept].cpu()
-        error[rows] = reduction.error(log_px, log_w)[kept].cpu()
+        # neither depends on a row's level, without which float32 has digits to spare and a faster exponential
+        px, w = ((part - part.amax(0)).float() for part in (log_px, log_w))
+        error[rows] = reduction.error(px, w)[kept].cpu().double()
         if reduction.weighted and k > 1:
-            ess[rows] = bounds.effective_sample_size(log_w)[kept].cpu()
+            ess[rows] = bounds.effective_sample_size(w)[kept].cpu().double()
     return Scores(value.numpy(), error.numpy(), ess.numpy())
 
 

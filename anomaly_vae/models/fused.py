@@ -4,9 +4,10 @@ Weights are laid out once, products go into buffers that are kept from call to c
 and where all columns are continuous log p(x|z) is summed over them without a log density of each. `bounds.terms` is the
 plain form, and the tests' oracle.
 
-With `precision="bf16"` the hidden layers are computed in bfloat16, which processors with matrix units for it do several
-times faster. The linear path around them, residuals, log densities and sums stay float32: what distinguishes a row
-from its reconstruction does not pass through numbers of eight bits.
+With `precision="bf16"` the decoder's hidden layers are computed in bfloat16, which processors with instructions for it
+do several times faster. The linear path around them, residuals, log densities and sums stay float32: what distinguishes
+a row from its reconstruction does not pass through numbers of eight bits. So does the encoder, which is computed once a
+row, not once a sample, and would pass its error on to all of them.
 
 Shapes: k posterior samples, n rows, m columns, l latent width, w decoder output padded to a multiple of 16.
 """
@@ -149,7 +150,7 @@ class FusedVAE:
 
     def __init__(self, model: VAE) -> None:
         self.model = model
-        self.encoder = FusedMLP(model.encoder, model.precision)
+        self.encoder = FusedMLP(model.encoder)
         self.decoder = FusedMLP(model.decoder, model.precision)
         self.standard = isinstance(model.prior, StandardNormal)
         heads: list[nn.Module] = list(model.likelihood.heads.values())
