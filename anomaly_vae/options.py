@@ -205,6 +205,7 @@ class ScoreConfig(Options):
     fdr: float | None = _option(None, "flag the whole job under this false discovery rate instead of alpha")
     k: int | None = _option(None, "posterior samples per row, one the model is calibrated for")
     explain: int = _option(0, "columns named in each row's attributions; 0 = none")
+    mc_se: float | None = _option(None, "also estimate log p(x) to within this standard error, nats; by default not")
     key: tuple[str, ...] = _option((), "columns copied to the output to tell rows apart; by default the row number")
     overwrite: bool = _option(False, "replace an output that exists")
     batch_rows: int = _option(65_536, "rows read, scored and written at a time")
@@ -215,6 +216,8 @@ class ScoreConfig(Options):
             value = getattr(self, name)
             ok = (value is None and name == "fdr") or (_is_number(value) and 0 < value < 1)
             _check(ok, name, "be a number between 0 and 1", value)
+        ok = self.mc_se is None or (_is_number(self.mc_se) and self.mc_se > 0)
+        _check(ok, "mc_se", "be a number above 0", self.mc_se)
         for name in ("k", "workers"):
             value = getattr(self, name)
             _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)

@@ -15,6 +15,7 @@ Shapes: k posterior samples, n rows, m columns, l latent width, w decoder output
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -135,10 +136,11 @@ class Rows:
         values = (getattr(self, f.name) for f in fields(self))
         return Rows(*(v if v is None else v[rows] for v in values))  # type: ignore[arg-type]
 
-    @property
-    def posterior(self) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation, each (n, l)."""
-        return self.mean, self.log_scale
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Return the rows of all parts, in order."""
+        columns = ([getattr(part, f.name) for part in parts] for f in fields(cls))
+        return cls(*(None if values[0] is None else torch.cat(values) for values in columns))  # type: ignore[arg-type]
 
 
 class FusedVAE:

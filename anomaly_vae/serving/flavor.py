@@ -53,6 +53,10 @@ OUTPUTS = (
     ColSpec("double", "ess", required=False),
     ColSpec("boolean", "reliable", required=False),
     ColSpec("string", "attributions", required=False),
+    ColSpec("double", "log_likelihood", required=False),
+    ColSpec("double", "log_likelihood_se", required=False),
+    ColSpec("long", "log_likelihood_k", required=False),
+    ColSpec("boolean", "log_likelihood_reached", required=False),
 )
 
 _log = logging.getLogger(__name__)
@@ -165,6 +169,7 @@ def signature(schema: Schema, *, declare_inputs: bool = False) -> ModelSignature
         ParamSpec("fdr", "double", 0.0),  # flag this request's rows under a false discovery rate; 0 = off
         ParamSpec("k", "long", 0),  # posterior samples per row; 0 = the model's own
         ParamSpec("explain", "long", defaults.explain),  # columns named per row in attributions; 0 = off
+        ParamSpec("mc_se", "double", 0.0),  # also estimate log p(x) to within this standard error; 0 = off
     ]
     return ModelSignature(
         inputs=MlflowSchema(inputs) if declare_inputs else None,
@@ -188,7 +193,7 @@ class ServedDetector:
 
         Args:
             data: A DataFrame, a dict of columns or a list of dicts, with the model's columns by name.
-            params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off).
+            params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off), `mc_se` (0 = off).
 
         Raises:
             MlflowException: The request is at fault (HTTP 400, with the reason) or the server (HTTP 500, without).
@@ -215,12 +220,13 @@ def _arguments(params: Mapping[str, Any]) -> dict[str, Any]:
         fdr=params.get("fdr") or None,
         k=params.get("k") or None,
         explain=params.get("explain", ScoreConfig.explain),
+        mc_se=params.get("mc_se") or None,
     )
     if config.fdr is not None and config.alpha != ScoreConfig.alpha:
         raise ConfigError(
             f"alpha and fdr must not both be set, got alpha={config.alpha:g} and fdr={config.fdr:g}. Drop one."
         )
-    return {"alpha": config.alpha, "fdr": config.fdr, "k": config.k, "explain": config.explain}
+    return {name: getattr(config, name) for name in ("alpha", "fdr", "k", "explain", "mc_se")}
 
 
 def frame_of(data: Any) -> pd.DataFrame:
