@@ -163,8 +163,8 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
     """Score the rows of INPUT into OUTPUT (.parquet or .csv).
 
     INPUT is a CSV or Parquet file or a folder of them. OUTPUT has the key columns, or the row number, and for each row
-    its score, p-value, flag, threshold, Monte-Carlo error, attributions and the model's version; with --mc-se also log p(x),
-    its standard error, the posterior samples it took and whether they were enough.
+    its score, p-value, flag, threshold, Monte-Carlo error, attributions and the model's version; with --mc-se also
+    log p(x), its standard error, the posterior samples it took and whether they were enough.
 
     \b
     Example:

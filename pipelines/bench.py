@@ -69,7 +69,10 @@ def matmul_chain(detector: Detector, n: int, k: int) -> Callable[[], None]:
     chunk = min(k, BLOCK_SAMPLES // SMALLEST_BLOCK)
     group = group_rows(k, COLUMNS)
     blocks, groups = -(-n // rows), -(-n // group)
-    networks = ((detector.model.encoder, group, groups), (detector.model.decoder, rows * chunk, blocks * -(-k // chunk)))
+    networks = (
+        (detector.model.encoder, group, groups),
+        (detector.model.decoder, rows * chunk, blocks * -(-k // chunk)),
+    )
     chains = []
     for network, height, times in networks:
         layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]

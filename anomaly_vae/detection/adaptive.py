@@ -1,12 +1,12 @@
 r"""log p(x) to a stated error: as many posterior samples for each row as its error needs.
 
-Samples are added in chunks, and a row leaves when the standard error of its estimate is within the bound. Of its weights
-:math:`v_i = e^{w_i}` only the largest and two sums are kept, so that memory does not grow with the samples. How many a
-row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the same fixed
-shape, and so the same row has the same bits whatever batch it came in.
+Samples are added in chunks, and a row leaves when the standard error of its estimate is within the bound. Of its
+weights :math:`v_i = e^{w_i}` only the largest and two sums are kept, so that memory does not grow with the samples. How
+many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
+same fixed shape, and so the same row has the same bits whatever batch it came in.
 
-Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more samples)
-keep that small, and an effective sample size too low to know the error by is never taken for an answer.
+Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more
+samples) keep that small, and an effective sample size too low to know the error by is never taken for an answer.
 
 Shapes: n rows, k posterior samples, l latent width.
 """
@@ -58,7 +58,7 @@ class LogLikelihoods:
 
 
 class RunningWeights:
-    """The largest of log weights seen so far, and the sums of weights and of their squares relative to it, (n,) each."""
+    """The largest log weight so far, and the sums of weights and of their squares relative to it, (n,) each."""
 
     def __init__(self, n: int) -> None:
         self.largest = torch.full((n,), -torch.inf, dtype=torch.float64)

@@ -100,7 +100,7 @@ class Heavy(Normals):
 
 
 class StudentT(Gaussian):
-    r"""Student t columns: :math:`p(x) \propto (1 + (x - f(z))^2 / (\nu s^2))^{-(\nu + 1) / 2}`, one learned scale s each.
+    r"""Student t columns: :math:`p(x) \propto (1 + (x - f(z))^2 / (\nu s^2))^{-(\nu + 1) / 2}`, one learned s each.
 
     Tails that fall like a power let a few corrupt or anomalous training rows be what they are, unlikely, instead of
     bending the fit towards them (Lange, Little & Taylor 1989, Robust statistical modeling using the t distribution).

@@ -53,11 +53,8 @@ OUTPUTS = (
     ColSpec("double", "ess", required=False),
     ColSpec("boolean", "reliable", required=False),
     ColSpec("string", "attributions", required=False),
-    ColSpec("double", "log_likelihood", required=False),
-    ColSpec("double", "log_likelihood_se", required=False),
-    ColSpec("long", "log_likelihood_k", required=False),
-    ColSpec("boolean", "log_likelihood_reached", required=False),
 )
+"""What every answer has; the parameter `mc_se` appends the columns of log p(x)."""
 
 _log = logging.getLogger(__name__)
 
