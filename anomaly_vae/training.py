@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ from .options import TrainConfig
 
 VALIDATION_SAMPLES = 8
 VALIDATION_ROWS = 4096
+DRAWN_NUMBERS = 1 << 22
+"""Random numbers and cells that are prepared at once, for as many steps as they suffice."""
 CHECKPOINT_SECONDS = 2.0
 REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of extreme size."
 
@@ -159,7 +161,7 @@ def fit(
     plan, rows = _Plan.of(len(x), config), _Rows(x, validation, weights)
     state = _State(
         model,
-        torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+        torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True),
         torch.Generator(device).manual_seed(config.seed),
         {},
         [],
@@ -210,33 +212,57 @@ def _run_epoch(state: _State, rows: _Rows, config: TrainConfig, plan: _Plan) -> 
     size = min(config.batch_size, n)
     passes = math.ceil(steps * size / n)
     order = torch.cat([torch.randperm(n, generator=generator, device=x.device) for _ in range(passes)])
-    sums = torch.zeros(4, device=x.device)
+    batches = _drawn(model, x, order[: steps * size].split(size), config, generator)
+    parameters, facts = list(model.parameters()), []
     for i in range(steps):
         beta, rate = schedule(first + i, plan.steps, config)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        chosen = order[i * size : (i + 1) * size]
-        batch = _with_hidden_cells(x[chosen], config.hide, generator)
-        noise = torch.randn(config.train_k, len(batch), model.latent, generator=generator, device=x.device)
-        jitter = None
-        if config.input_noise:
-            shape = (len(batch), model.input.width)
-            jitter = config.input_noise * torch.randn(shape, generator=generator, device=x.device)
-        prior = _prior_without_themselves(model, x, chosen, generator)
-        t = bounds.terms(model, batch, noise, posterior=model.posterior(batch, jitter), prior=prior)
+        batch = next(batches)
+        prior = _prior_without_themselves(model, x, batch.chosen, generator)
+        t = bounds.terms(model, batch.rows, batch.noise, posterior=model.encoded(batch.entered), prior=prior)
         kl, reconstruction = bounds.kl(t), bounds.reconstruction(t)
         if config.objective == "iwae":
             objective = bounds.importance_weighted_bound(t.log_weights)
         else:
             objective = bounds.beta_elbo(t, beta)
-        loss = -(objective if rows.weights is None else objective * rows.weights[chosen]).mean()
+        loss = -(objective if rows.weights is None else objective * rows.weights[batch.chosen]).mean()
         state.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
         state.optimizer.step()
-        with torch.no_grad():
-            sums += torch.stack([loss, (reconstruction - kl).mean(), kl.mean(), reconstruction.mean()]) / steps
-    return sums
+        facts.append((loss.detach(), kl.detach(), reconstruction.detach()))
+    losses = torch.stack([f[0] for f in facts]).mean()
+    kl, reconstruction = (torch.stack([f[i] for f in facts]).mean() for i in (1, 2))
+    return torch.stack([losses, reconstruction - kl, kl, reconstruction])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a step trains on: which rows (b,), the rows (b, m), the encoder's input (b, d), noise (k, b, l)."""
+
+    chosen: Tensor
+    rows: Tensor
+    entered: Tensor
+    noise: Tensor
+
+
+def _drawn(
+    model: VAE, x: Tensor, batches: Sequence[Tensor], config: TrainConfig, generator: torch.Generator
+) -> Iterator[_Batch]:
+    """Yield the batches with their random parts, drawn for many steps at once, which costs far less than each alone."""
+    size, k = len(batches[0]), config.train_k
+    at_once = max(1, DRAWN_NUMBERS // (size * (x.shape[1] + model.input.width + k * model.latent)))
+    for first in range(0, len(batches), at_once):
+        some = batches[first : first + at_once]
+        chosen = torch.cat(list(some))
+        rows = _with_hidden_cells(x[chosen], config.hide, generator)
+        noise = torch.randn(len(some), k, size, model.latent, generator=generator, device=x.device)
+        entered = model.input(rows)
+        if config.input_noise:
+            entered += config.input_noise * torch.randn(entered.shape, generator=generator, device=x.device)
+        for part in zip(some, rows.split(size), entered.split(size), noise, strict=True):
+            yield _Batch(*part)
 
 
 def _prior_without_themselves(

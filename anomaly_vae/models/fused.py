@@ -43,9 +43,12 @@ class FusedMLP:
         self.wide = network.linear.weight.dtype
         self.dtype = torch.bfloat16 if precision == "bf16" else self.wide
         self.linear = network.linear.weight.detach().T.contiguous()
-        self.bias = network.linear.bias.detach()
-        layers = [(layer.weight.detach(), layer.bias.detach()) for layer in network.layers]
-        self.layers = [(w.T.contiguous().to(self.dtype), b.to(self.dtype)) for w, b in layers]
+        self.bias: Tensor = network.linear.bias.detach()
+        layers = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
+        self.layers = [
+            (layer.weight.detach().T.contiguous().to(self.dtype), layer.bias.detach().to(self.dtype))
+            for layer in layers
+        ]
         self.out = None if network.out is None else network.out.weight.detach().T.contiguous().to(self.dtype)
         self._buffers: dict[tuple[str, int], Tensor] = {}
 

@@ -59,6 +59,10 @@ class VAE(nn.Module):
                 f"rows must have shape (n, {self.columns}), got {tuple(x.shape)}. Encode them by the schema."
             )
         entered = self.input(x) if jitter is None else self.input(x) + jitter
+        return self.encoded(entered)
+
+    def encoded(self, entered: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and log standard deviation of q(z|x), each (n, l), for the network's input (n, d)."""
         mean, log_scale = self.encoder(entered).chunk(2, -1)
         return mean, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
