@@ -151,12 +151,13 @@ class FusedVAE:
 
     Args:
         model: Trained model; its weights are copied, as they are now.
+        precision: Of the decoder's hidden layers; by default the model's own.
     """
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, precision: str | None = None) -> None:
         self.model = model
         self.encoder = FusedMLP(model.encoder)
-        self.decoder = FusedMLP(model.decoder, model.precision)
+        self.decoder = FusedMLP(model.decoder, precision or model.precision)
         self.standard = isinstance(model.prior, StandardNormal)
         heads: list[nn.Module] = list(model.likelihood.heads.values())
         self.summed = None
