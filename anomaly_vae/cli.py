@@ -154,6 +154,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
 @click.option("--fdr", type=float, help="Share of the flagged rows that may be normal, over the whole job.")
 @click.option("--k", type=int, help="Posterior samples per row, one the model is calibrated for.")
 @click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
+@click.option("--mc-se", type=float, help="Also estimate log p(x) to within this standard error, nats.")
 @click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
 @click.option("--allow-missing", is_flag=True, help="Take a column that is absent for one of missing cells.")
 @click.option("--workers", type=int, help="Threads that score.  [default: one a core, at most 8]")
@@ -163,7 +164,8 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
     """Score the rows of INPUT into OUTPUT (.parquet or .csv).
 
     INPUT is a CSV or Parquet file or a folder of them. OUTPUT has the key columns, or the row number, and for each row
-    its score, p-value, flag, threshold, Monte-Carlo error, attributions and the model's version.
+    its score, p-value, flag, threshold, Monte-Carlo error, attributions and the model's version; with --mc-se also
+    log p(x), its standard error, the posterior samples it took and whether they were enough.
 
     \b
     Example:
@@ -187,6 +189,8 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
         _print_json({**vars(done), "path": str(done.path), "rows_per_second": rate, "model": model.uri})
         return
     doubtful = f" {done.unreliable:,} scores are unreliable (effective sample size under 5)." if done.unreliable else ""
+    if done.unreached:
+        doubtful += f" {done.unreached:,} log likelihoods did not reach a standard error of {config.mc_se:g}."
     click.echo(
         f"{done.rows:,} rows scored in {done.seconds:.1f} s ({rate:,.0f} a second) by {model.uri}: "
         f"{done.flagged:,} flagged ({done.flagged / done.rows:.2%}).{doubtful}"

@@ -24,6 +24,7 @@ PRIORS = ("standard_normal", "aggregated_posterior")
 FEWEST_CALIBRATION_ROWS = 19
 """With fewer no p-value reaches .05."""
 CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
+PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -146,6 +147,7 @@ class TrainConfig(Options):
     )
     max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
     seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
+    precision: str = _option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
     device: str = _option("auto", f"where to compute: {', '.join(DEVICES)}")
 
     def calibration_share(self, rows: int) -> float:
@@ -164,7 +166,7 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
-            "prior": PRIORS, "continuous": CONTINUOUS,
+            "prior": PRIORS, "continuous": CONTINUOUS, "precision": PRECISIONS,
         }  # fmt: skip
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
@@ -228,6 +230,7 @@ class ScoreConfig(Options):
     fdr: float | None = _option(None, "flag the whole job under this false discovery rate instead of alpha")
     k: int | None = _option(None, "posterior samples per row, one the model is calibrated for")
     explain: int = _option(0, "columns named in each row's attributions; 0 = none")
+    mc_se: float | None = _option(None, "also estimate log p(x) to within this standard error, nats; by default not")
     key: tuple[str, ...] = _option((), "columns copied to the output to tell rows apart; by default the row number")
     overwrite: bool = _option(False, "replace an output that exists")
     allow_missing: bool = _option(False, "take a column that is absent for one of missing cells")
@@ -239,6 +242,8 @@ class ScoreConfig(Options):
             value = getattr(self, name)
             ok = (value is None and name == "fdr") or (_is_number(value) and 0 < value < 1)
             _check(ok, name, "be a number between 0 and 1", value)
+        ok = self.mc_se is None or (_is_number(self.mc_se) and self.mc_se > 0)
+        _check(ok, "mc_se", "be a number above 0", self.mc_se)
         for name in ("k", "workers"):
             value = getattr(self, name)
             _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)

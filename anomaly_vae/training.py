@@ -1,8 +1,8 @@
 """Tensors and a model in, a trained model out.
 
 The whole data set lies on the device as one tensor; a step picks rows by index. An epoch is the interval between
-two looks at the validation rows: one pass, but at least 25 and at most 250 steps, so that neither a small table is
-looked at after every step nor a large one hardly ever.
+two looks at the validation rows: one pass, but at least 25 steps and at most 250, or 64,000 rows where batches are
+small, so that neither a small table is looked at after every step nor a large one hardly ever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
+from .models.fused import FusedVAE
+from .models.gradients import FlatParameters, WrittenOutGradient
 from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
 from .models.threads import threads_worth
 from .models.vae import VAE, active_units
@@ -31,6 +33,12 @@ from .options import TrainConfig
 
 VALIDATION_SAMPLES = 8
 VALIDATION_ROWS = 4096
+VALIDATION_BLOCK = 128
+"""Validation rows looked at together on a CPU: few enough for its caches."""
+DRAWN_NUMBERS = 1 << 22
+"""Random numbers and cells that are prepared at once, for as many steps as they suffice."""
+LONGEST_EPOCH = 64_000
+"""Rows of the longest epoch, unless that would be under 250 steps."""
 CHECKPOINT_SECONDS = 2.0
 REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of extreme size."
 
@@ -72,6 +80,7 @@ class _State:
     """Everything that a resumed run must find as it was."""
 
     model: VAE
+    flat: FlatParameters
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     best: dict[str, Tensor]
@@ -97,7 +106,8 @@ class _Plan:
     @classmethod
     def of(cls, n: int, config: TrainConfig) -> _Plan:
         one_pass = math.ceil(n / config.batch_size)
-        return cls(config.steps or min(max(2000, 3 * one_pass), 20_000), min(max(one_pass, 25), 250))
+        longest = max(250, LONGEST_EPOCH // config.batch_size)
+        return cls(config.steps or min(max(2000, 3 * one_pass), 20_000), min(max(one_pass, 25), longest))
 
     @property
     def epochs(self) -> int:
@@ -157,9 +167,11 @@ def fit(
             raise ConfigError("sample_weight must be positive for some training row, got zeros. Give other weights.")
         weights = (weights / weights.mean()).to(device=device, dtype=x.dtype)
     plan, rows = _Plan.of(len(x), config), _Rows(x, validation, weights)
+    flat = FlatParameters(list(model.parameters()))
     state = _State(
         model,
-        torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+        flat,
+        torch.optim.AdamW([flat.vector], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True),
         torch.Generator(device).manual_seed(config.seed),
         {},
         [],
@@ -185,6 +197,7 @@ def fit(
             advance(epoch)
             if on_epoch:
                 on_epoch(epoch)
+    flat.release()
     model.load_state_dict(state.best)
     model.eval()
     if config.companions:
@@ -213,33 +226,76 @@ def _run_epoch(state: _State, rows: _Rows, config: TrainConfig, plan: _Plan) -> 
     size = min(config.batch_size, n)
     passes = math.ceil(steps * size / n)
     order = torch.cat([torch.randperm(n, generator=generator, device=x.device) for _ in range(passes)])
-    sums = torch.zeros(4, device=x.device)
+    batches = _drawn(model, x, order[: steps * size].split(size), config, generator)
+    facts: list[tuple[Tensor, Tensor, Tensor]] = []
+    gradient = WrittenOutGradient(model) if config.objective == "elbo" and WrittenOutGradient.serves(model) else None
     for i in range(steps):
         beta, rate = schedule(first + i, plan.steps, config)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        chosen = order[i * size : (i + 1) * size]
-        batch = _with_hidden_cells(x[chosen], config.hide, generator)
-        noise = torch.randn(config.train_k, len(batch), model.latent, generator=generator, device=x.device)
-        jitter = None
-        if config.input_noise:
-            shape = (len(batch), model.input.width)
-            jitter = config.input_noise * torch.randn(shape, generator=generator, device=x.device)
-        prior = _prior_without_themselves(model, x, chosen, generator)
-        t = bounds.terms(model, batch, noise, posterior=model.posterior(batch, jitter), prior=prior)
-        kl, reconstruction = bounds.kl(t), bounds.reconstruction(t)
-        if config.objective == "iwae":
-            objective = bounds.importance_weighted_bound(t.log_weights)
+        batch = next(batches)
+        weights = None if rows.weights is None else rows.weights[batch.chosen]
+        if gradient is not None:
+            facts.append(gradient(*batch.seen, beta=beta, weights=weights))
         else:
-            objective = bounds.beta_elbo(t, beta)
-        loss = -(objective if rows.weights is None else objective * rows.weights[chosen]).mean()
-        state.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            facts.append(_autograd_step(state, x, batch, weights, beta, config))
+        state.flat.clip(config.clip_norm)
         state.optimizer.step()
-        with torch.no_grad():
-            sums += torch.stack([loss, (reconstruction - kl).mean(), kl.mean(), reconstruction.mean()]) / steps
-    return sums
+    loss, kl, reconstruction = (torch.stack(part).mean() for part in zip(*facts, strict=True))
+    return torch.stack([loss, reconstruction - kl, kl, reconstruction])
+
+
+def _autograd_step(
+    state: _State, x: Tensor, batch: _Batch, weights: Tensor | None, beta: float, config: TrainConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Set the gradients of a batch's loss; return the loss, the KL and the reconstruction of each row, (b,)."""
+    model = state.model
+    prior = _prior_without_themselves(model, x, batch.chosen, state.generator)
+    t = bounds.terms(model, batch.rows, batch.noise, posterior=model.encoded(batch.entered), prior=prior)
+    kl, reconstruction = bounds.kl(t), bounds.reconstruction(t)
+    if config.objective == "iwae":
+        objective = bounds.importance_weighted_bound(t.log_weights)
+    else:
+        objective = reconstruction - beta * kl
+    loss = -(objective if weights is None else objective * weights)
+    state.flat.set_gradients(loss.mean())
+    return loss.detach(), kl.detach(), reconstruction.detach()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a step trains on: which rows (b,), the rows (b, m), the same as the gradient wants them, its noise."""
+
+    chosen: Tensor
+    rows: Tensor
+    filled: Tensor
+    observed: Tensor
+    entered: Tensor
+    noise: Tensor
+
+    @property
+    def seen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows without gaps (b, m), which cells are no gaps (b, m), encoder's input (b, d), noise (k, b, l)."""
+        return self.filled, self.observed, self.entered, self.noise
+
+
+def _drawn(
+    model: VAE, x: Tensor, batches: Sequence[Tensor], config: TrainConfig, generator: torch.Generator
+) -> Iterator[_Batch]:
+    """Yield the batches with their random parts, drawn for many steps at once, which costs far less than each alone."""
+    size, k = len(batches[0]), config.train_k
+    at_once = max(1, DRAWN_NUMBERS // (size * (x.shape[1] + model.input.width + k * model.latent)))
+    for first in range(0, len(batches), at_once):
+        some = batches[first : first + at_once]
+        chosen = torch.cat(list(some))
+        noise = torch.randn(len(some), k, size, model.latent, generator=generator, device=x.device)
+        rows = _with_hidden_cells(x[chosen], config.hide, generator)
+        entered = model.input(rows)
+        if config.input_noise:
+            entered += config.input_noise * torch.randn(entered.shape, generator=generator, device=x.device)
+        parts = (rows, rows.nan_to_num(0.0), (~rows.isnan()).to(x.dtype), entered)
+        for part in zip(some, *(p.split(size) for p in parts), noise, strict=True):
+            yield _Batch(*part)
 
 
 def _prior_without_themselves(
@@ -281,11 +337,8 @@ def _summary(state: _State, sums: Tensor, rows: _Rows, config: TrainConfig, plan
             x = rows.train
             spread = torch.linspace(0, len(x) - 1, min(EXEMPLARS, len(x)), device=x.device).long()
             model.prior.keep(model.posterior(x[spread]))
-    noise = torch.randn(VALIDATION_SAMPLES, model.latent, generator=torch.Generator().manual_seed(config.seed))
-    with torch.no_grad():
-        held = rows.validation if len(rows.validation) else rows.train[:VALIDATION_ROWS]
-        t = bounds.terms(model, held, noise.to(held.device))
-        validation_elbo = float(bounds.elbo(t.log_weights).mean())
+    held = rows.validation if len(rows.validation) else rows.train[:VALIDATION_ROWS]
+    validation_elbo, means = _elbo(model, held, config)
     model.train()
     if not math.isfinite(validation_elbo):
         raise TrainingError(
@@ -296,8 +349,22 @@ def _summary(state: _State, sums: Tensor, rows: _Rows, config: TrainConfig, plan
     beta, _ = schedule(step - 1, plan.steps, config)
     return Epoch(
         epoch=number, step=step, loss=loss, elbo=elbo, kl=kl, reconstruction=reconstruction, seconds=seconds,
-        validation_elbo=validation_elbo, active_units=active_units(t.mean), beta=beta,
+        validation_elbo=validation_elbo, active_units=active_units(means), beta=beta,
     )  # fmt: skip
+
+
+@torch.inference_mode()
+def _elbo(model: VAE, held: Tensor, config: TrainConfig) -> tuple[float, Tensor]:
+    """Return the mean ELBO of rows (v, m), and their posterior means, (v, l)."""
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(VALIDATION_SAMPLES, model.latent, generator=generator).to(held.device)
+    fused, total, means = FusedVAE(model, "float32"), 0.0, []
+    for part in held.split(VALIDATION_BLOCK if held.device.type == "cpu" else VALIDATION_ROWS):
+        rows = fused.rows(part)
+        log_weights = fused.log_densities(rows, noise)[1]
+        total += float(bounds.elbo(log_weights).sum(dtype=torch.float64 if held.device.type != "mps" else None))
+        means.append(rows.mean)
+    return total / len(held), torch.cat(means)
 
 
 def _finished(history: list[Epoch], epochs: int, config: TrainConfig, *, early: bool) -> bool:

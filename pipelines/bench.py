@@ -28,7 +28,7 @@ from rich.console import Console
 from sheet import Sheet
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
-from anomaly_vae.detection.scores import BLOCK_SAMPLES, SMALLEST_BLOCK, block_rows
+from anomaly_vae.detection.scores import BLOCK_SAMPLES, SMALLEST_BLOCK, block_rows, group_rows
 
 PARTS = ("speed", "memory")
 COLUMNS = 20
@@ -67,17 +67,24 @@ def matmul_chain(detector: Detector, n: int, k: int) -> Callable[[], None]:
     """Return a call that does only the matrix products of scoring n rows with k samples."""
     rows = block_rows(k, COLUMNS)
     chunk = min(k, BLOCK_SAMPLES // SMALLEST_BLOCK)
-    networks = ((detector.model.encoder, rows, 1), (detector.model.decoder, rows * chunk, -(-k // chunk)))
-    products = []
+    group = group_rows(k, COLUMNS)
+    blocks, groups = -(-n // rows), -(-n // group)
+    networks = (
+        (detector.model.encoder, group, groups),
+        (detector.model.decoder, rows * chunk, blocks * -(-k // chunk)),
+    )
+    chains = []
     for network, height, times in networks:
-        for layer in (m for m in network.modules() if isinstance(m, torch.nn.Linear)):
-            products += [(torch.randn(height, layer.in_features), layer.weight.detach().T.contiguous())] * times
+        layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+        chain = [(torch.randn(height, m.in_features), m.weight.detach().T.contiguous()) for m in layers]
+        chains.append((chain, times))
 
     @torch.inference_mode()
     def run() -> None:
-        for _ in range(-(-n // rows)):
-            for a, b in products:
-                a @ b
+        for chain, times in chains:
+            for _ in range(times):
+                for a, b in chain:
+                    a @ b
 
     return run
 

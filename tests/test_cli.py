@@ -116,6 +116,9 @@ def test_score_writes_a_file_and_says_so(folder: Path) -> None:
     facts = json.loads(run(folder, *words, "--overwrite", "--json", "--fdr", 0.2).stdout)
     assert facts["rows"] == 200
     assert facts["flagged"] == pd.read_parquet(folder / "scored.parquet")["is_anomaly"].sum()
+    said = run(folder, *words, "--overwrite", "--mc-se", 1e-6).stdout
+    assert "200 log likelihoods did not reach a standard error of 1e-06." in said
+    assert not pd.read_parquet(folder / "scored.parquet")["log_likelihood_reached"].any()
 
 
 def test_absent_columns_are_scored_on_demand(folder: Path) -> None:

@@ -65,7 +65,7 @@ def test_unknown_names_get_the_nearest(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"alpha": 0.0}, {"fdr": 1.0}, {"explain": -1}, {"batch_rows": 0}, {"k": 0}, {"allow_missing": 1}],
+    [{"alpha": 0.0}, {"fdr": 1.0}, {"explain": -1}, {"batch_rows": 0}, {"k": 0}, {"allow_missing": 1}, {"mc_se": 0}],
 )
 def test_score_settings_out_of_range_are_refused(change):
     with pytest.raises(ConfigError, match="must be"):

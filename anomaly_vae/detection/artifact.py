@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 GOLDEN_ROWS = 8
 LARGEST_JSON = 64 << 20
-LATER_SETTINGS: dict[str, Any] = {"charge_missing": False, "companions": [], "autoencoder_share": 2 / 3}
+LATER_SETTINGS: dict[str, Any] = {
+    "charge_missing": False,
+    "companions": [],
+    "autoencoder_share": 2 / 3,
+    "precision": "float32",
+}
 """Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
 CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
 

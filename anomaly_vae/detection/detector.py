@@ -20,6 +20,7 @@ from ..errors import CalibrationError, ConfigError, DataWarning, ShapeError
 from ..models.vae import VAE
 from ..options import TrainConfig
 from . import artifact
+from .adaptive import MAX_K, LogLikelihoods, log_likelihoods
 from .attribution import attributions
 from .calibration import Calibration, discovery_cutoff
 from .missing import charged, expected_costs, total
@@ -28,6 +29,8 @@ from .scores import RELIABLE_SAMPLES, Scores, score_rows
 SCORE_COLUMNS = (
     "anomaly_score", "score_kind", "p_value", "is_anomaly", "threshold", "mc_se", "ess", "reliable", "attributions",
 )  # fmt: skip
+LIKELIHOOD_COLUMNS = ("log_likelihood", "log_likelihood_se", "log_likelihood_k", "log_likelihood_reached")
+"""Columns that `score_frame` adds when asked for log p(x) to a stated error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +113,7 @@ class Detector:
         k: int | None = None,
         explain: int = 0,
         allow_missing: bool = False,
+        mc_se: float | None = None,
     ) -> pd.DataFrame:
         """Score, judge and explain rows.
 
@@ -121,6 +125,8 @@ class Detector:
             k: Posterior samples per row, one of those calibrated for; by default the model's own.
             explain: Columns named in each row's attributions; 0 = none.
             allow_missing: Take an absent column for one of missing cells, with a warning.
+            mc_se: Also estimate log p(x) to within this standard error, nats (see `estimate_log_likelihood`), and add
+                the columns `LIKELIHOOD_COLUMNS`. Scores, p-values and flags stay those of k samples.
 
         Returns:
             One row each, same index, with the columns `SCORE_COLUMNS`: score, standard error and threshold in nats;
@@ -130,7 +136,7 @@ class Detector:
         Raises:
             SchemaError: The rows are not of the schema.
             CalibrationError: k is not calibrated for, or alpha needs more calibration rows than there are.
-            ConfigError: alpha, fdr or explain is out of range.
+            ConfigError: alpha, fdr, explain or mc_se is out of range.
         """
         k = self.config.k if k is None else k
         for name, value in (("alpha", alpha), ("fdr", fdr)):
@@ -167,7 +173,12 @@ class Detector:
             scores.mc_se, scores.ess, ess, reasons,
         )  # fmt: skip
         out = pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=frame.index)
-        return out.astype({"score_kind": object, "attributions": object})
+        out = out.astype({"score_kind": object, "attributions": object})
+        if mc_se is None:
+            return out
+        found = self._log_likelihoods(x, mc_se, MAX_K)
+        added = (found.value, found.mc_se, found.k, found.reached)
+        return out.assign(**dict(zip(LIKELIHOOD_COLUMNS, added, strict=True)))
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
@@ -180,6 +191,21 @@ class Detector:
             kind: A name in `scores.SCORES`.
         """
         return score_rows(self.model, self.encode(frame), noise=self._noise(k), kind=kind)
+
+    def estimate_log_likelihood(
+        self, frame: pd.DataFrame, *, mc_se: float = 0.05, max_k: int = MAX_K
+    ) -> LogLikelihoods:
+        """Return log p(x) of each row to within a standard error: hard rows get more samples than easy ones.
+
+        Args:
+            frame: Rows of the schema.
+            mc_se: Bound on the standard error, nats.
+            max_k: Samples after which a row that has not reached the bound is left, and said so.
+
+        Raises:
+            ConfigError: mc_se is not positive, or max_k is under 64.
+        """
+        return self._log_likelihoods(self.encode(frame), mc_se, max_k)
 
     def threshold(self, alpha: float, *, k: int | None = None) -> float:
         """Return the score above which a row's p-value is at most alpha, nats.
@@ -269,6 +295,9 @@ class Detector:
             return self.noise[:k]
         generator = torch.Generator().manual_seed(self.config.seed + 1)
         return torch.cat([self.noise, torch.randn(k - len(self.noise), self.model.latent, generator=generator)])
+
+    def _log_likelihoods(self, x: Tensor, mc_se: float, max_k: int) -> LogLikelihoods:
+        return log_likelihoods(self.model, x, mc_se=mc_se, max_k=max_k, seed=self.config.seed + 2)
 
     def _scores(self, x: Tensor, k: int) -> Scores:
         scores = score_rows(self.model, x, noise=self._noise(k), kind=self.config.score_kind)

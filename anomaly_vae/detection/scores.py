@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models import bounds
+from ..models.fused import FusedVAE, Rows
 from ..models.threads import threads_worth
 from ..models.vae import VAE
 
@@ -27,6 +28,8 @@ BLOCK_SAMPLES = 1024
 BLOCK_CELLS = 1 << 20
 """Rows times samples times columns computed at once, at most (but never less than a block of 16 rows)."""
 SMALLEST_BLOCK = 16
+ENCODED_ROWS = 256
+"""Rows encoded, and log weights reduced, at once, at least: with many samples a block has few rows."""
 LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
 """Samples computed at once."""
 RELIABLE_SAMPLES = 5.0
@@ -136,29 +139,40 @@ def block_rows(k: int, columns: int) -> int:
     return max(step, rows // step * step)
 
 
-def _blocks(model: VAE, x: Tensor, k: int) -> Iterator[tuple[slice, Tensor]]:
+def group_rows(k: int, columns: int) -> int:
+    """Return the rows of a group of blocks, which are encoded together."""
+    rows = block_rows(k, columns)
+    return rows * max(1, ENCODED_ROWS // rows)
+
+
+def _groups(model: VAE, x: Tensor, k: int) -> Iterator[tuple[slice, FusedVAE, Rows]]:
+    """Yield blocks side by side: which rows they are, and these, padded to whole blocks, as the model sees them."""
     rows = block_rows(k, x.shape[1])
+    group = group_rows(k, x.shape[1])
     with threads_worth(rows * min(k, LARGEST_CHUNK) * model.largest_product):
-        for start in range(0, len(x), rows):
-            block = x[start : start + rows]
-            if len(block) < rows:
-                block = torch.cat([block, block.new_zeros(rows - len(block), x.shape[1])])
-            yield slice(start, min(start + rows, len(x))), block
+        fused = FusedVAE(model)
+        for start in range(0, len(x), group):
+            block = x[start : start + group]
+            if len(block) < group:
+                block = torch.cat([block, block.new_zeros(group - len(block), x.shape[1])])
+            yield slice(start, min(start + group, len(x))), fused, fused.rows(block)
 
 
-def _sampled(
-    model: VAE, block: Tensor, noise: Tensor, posterior: tuple[Tensor, Tensor]
-) -> Iterator[tuple[slice, bounds.Terms]]:
-    """Yield the terms of a block for some samples at a time, so that memory does not grow with k."""
-    for start in range(0, len(noise), LARGEST_CHUNK):
-        part = noise[start : start + LARGEST_CHUNK]
-        yield slice(start, start + len(part)), bounds.terms(model, block, part, posterior=posterior)
+def _blocks(group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows and samples to compute at once, so that memory does not grow with k; only padding is left out."""
+    rows = block_rows(len(noise), group.x.shape[1])
+    for start in range(0, kept, rows):
+        for first in range(0, len(noise), LARGEST_CHUNK):
+            yield slice(start, start + rows), slice(first, min(first + LARGEST_CHUNK, len(noise)))
 
 
-def _log_densities(model: VAE, block: Tensor, noise: Tensor, posterior: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return log p(x|z) and the log weights of a block, each (k, rows), float64."""
-    sampled = [(t.log_px.sum(-1), t.log_weights) for _, t in _sampled(model, block, noise, posterior)]
-    return torch.cat([s[0] for s in sampled]).double(), torch.cat([s[1] for s in sampled]).double()
+def _log_densities(fused: FusedVAE, group: Rows, kept: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z) and the log weights of a group, each (k, rows), float64; zeros for blocks of padding."""
+    shape = (len(noise), len(group.x))
+    log_px, log_w = (torch.zeros(shape, dtype=torch.float64, device=group.x.device) for _ in range(2))
+    for rows, samples in _blocks(group, kept, noise):
+        log_px[samples, rows], log_w[samples, rows] = fused.log_densities(group.part(rows), noise[samples])
+    return log_px, log_w
 
 
 @torch.inference_mode()
@@ -184,13 +198,15 @@ def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood"
     reduction = SCORES[kind]
     k = len(noise)
     value, error, ess = (torch.full((len(x),), torch.nan, dtype=torch.float64) for _ in range(3))
-    for rows, block in _blocks(model, x, k):
-        log_px, log_w = _log_densities(model, block, noise, model.posterior(block))
+    for rows, fused, group in _groups(model, x, k):
         kept = slice(0, rows.stop - rows.start)
+        log_px, log_w = _log_densities(fused, group, kept.stop, noise)
         value[rows] = -reduction.bound(log_px, log_w)[kept].cpu()
-        error[rows] = reduction.error(log_px, log_w)[kept].cpu()
+        # neither depends on a row's level, without which float32 has digits to spare and a faster exponential
+        px, w = ((part - part.amax(0)).float() for part in (log_px, log_w))
+        error[rows] = reduction.error(px, w)[kept].cpu().double()
         if reduction.weighted and k > 1:
-            ess[rows] = bounds.effective_sample_size(log_w)[kept].cpu()
+            ess[rows] = bounds.effective_sample_size(w)[kept].cpu().double()
     if reduction.accompanied and len(model.companions):
         value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x).mean(0)
         error = model.share * error
@@ -215,15 +231,14 @@ def split_scores(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
     k = len(noise)
     columns = torch.zeros(x.shape, dtype=torch.float64)
     latent = torch.zeros(len(x), dtype=torch.float64)
-    for rows, block in _blocks(model, x, k):
-        posterior = model.posterior(block)
-        log_px, log_w = _log_densities(model, block, noise, posterior)
+    for rows, fused, group in _groups(model, x, k):
+        kept = slice(0, rows.stop - rows.start)
+        log_px, log_w = _log_densities(fused, group, kept.stop, noise)
         log_a = reduction.weights(log_w)
         a = log_a.exp()
-        parts = torch.zeros(block.shape, dtype=torch.float64, device=block.device)
-        for samples, t in _sampled(model, block, noise, posterior):
-            parts -= (a[samples, :, None] * t.log_px.double()).sum(0)
-        kept = slice(0, rows.stop - rows.start)
+        parts = torch.zeros(group.x.shape, dtype=torch.float64, device=group.x.device)
+        for some, samples in _blocks(group, kept.stop, noise):
+            parts[some] -= (a[samples, some, None] * fused.log_px(group.part(some), noise[samples]).double()).sum(0)
         columns[rows] = parts[kept].cpu()
         if kind != "reconstruction":
             rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
@@ -256,20 +271,18 @@ def expected_cells(model: VAE, x: Tensor, column: Tensor, *, noise: Tensor) -> N
     hidden[torch.arange(len(x)), column] = torch.nan
     out = torch.empty(len(x))
     discrete = torch.tensor(model.discrete, device=x.device)
-    for rows, block in _blocks(model, hidden, len(noise)):
-        posterior = model.posterior(block)
-        a = torch.log_softmax(_log_densities(model, block, noise, posterior)[1], 0).exp()
+    for rows, fused, group in _groups(model, hidden, len(noise)):
         kept = rows.stop - rows.start
-        cells = torch.cat(
-            [
-                model.reconstruct(t.z)[:, :kept].gather(-1, column[None, rows, None].expand(len(t.z), -1, 1))[..., 0]
-                for _, t in _sampled(model, block, noise, posterior)
-            ]
-        )
-        mean = (a[:, :kept] * cells).sum(0)
-        votes = (a[:, :kept, None] * (cells[:, :, None] == cells.T[None])).sum(
-            0
-        )  # weight behind each sample's category
+        a = torch.log_softmax(_log_densities(fused, group, kept, noise)[1], 0).exp()
+        cells = torch.zeros(a.shape, device=a.device)
+        for some, samples in _blocks(group, kept, noise):
+            wanted = column[rows][some]
+            decoded = model.reconstruct(fused.codes(group.part(some), noise[samples]))[:, : len(wanted)]
+            index = wanted[None, :, None].expand(len(decoded), -1, 1)
+            cells[samples, some.start : some.start + len(wanted)] = decoded.gather(-1, index)[..., 0]
+        a, cells = a[:, :kept], cells[:, :kept]
+        mean = (a * cells).sum(0)
+        votes = (a[:, :, None] * (cells[:, :, None] == cells.T[None])).sum(0)  # weight behind each sample's category
         mode = cells.gather(0, votes.argmax(1)[None])[0]
         out[rows] = torch.where(discrete[column[rows]], mode.to(mean.dtype), mean).float().cpu()
     return out.numpy()

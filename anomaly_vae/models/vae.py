@@ -25,7 +25,7 @@ class VAE(nn.Module):
 
     Args:
         columns: The m modelled columns.
-        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`.
+        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`, `precision`.
 
     Attributes:
         companions: Latent class mixtures of the same columns, which `ensemble` scores average with the autoencoder;
@@ -48,6 +48,7 @@ class VAE(nn.Module):
         self.encoder = MLP(self.input.width, config.hidden, 2 * self.latent)
         self.likelihood = TableLikelihood(columns, continuous=config.continuous, variance=config.variance)
         self.decoder = MLP(self.latent, config.hidden[::-1], self.likelihood.width)
+        self.precision = config.precision
         self.largest_product = max(p.numel() for p in self.parameters())
         self.prior: Prior = PRIORS[config.prior](self.latent)
 
@@ -67,6 +68,10 @@ class VAE(nn.Module):
                 f"rows must have shape (n, {self.columns}), got {tuple(x.shape)}. Encode them by the schema."
             )
         entered = self.input(x) if jitter is None else self.input(x) + jitter
+        return self.encoded(entered)
+
+    def encoded(self, entered: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and log standard deviation of q(z|x), each (n, l), for the network's input (n, d)."""
         mean, log_scale = self.encoder(entered).chunk(2, -1)
         return mean, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 

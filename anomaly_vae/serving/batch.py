@@ -48,6 +48,13 @@ SCORE_FIELDS = (
     ("attributions", pa.string()),
     ("model_version", pa.string()),
 )
+LIKELIHOOD_FIELDS = (
+    ("log_likelihood", pa.float64()),
+    ("log_likelihood_se", pa.float64()),
+    ("log_likelihood_k", pa.int64()),
+    ("log_likelihood_reached", pa.bool_()),
+)
+"""Appended where `ScoreConfig.mc_se` asks for log p(x) to a stated error."""
 
 
 class Scorer(Protocol):
@@ -62,6 +69,7 @@ class Scorer(Protocol):
         k: int | None = None,
         explain: int = 0,
         allow_missing: bool = False,
+        mc_se: float | None = None,
     ) -> pd.DataFrame:
         """Return one row of scores for each row, with the same index."""
 
@@ -78,6 +86,7 @@ class ScoredFile:
         rows: Rows scored.
         flagged: Rows flagged as anomalous.
         unreliable: Rows whose effective sample size was too small to trust their score.
+        unreached: Rows whose log p(x) did not reach the error asked for (`ScoreConfig.mc_se`).
         seconds: Wall time.
     """
 
@@ -85,6 +94,7 @@ class ScoredFile:
     rows: int
     flagged: int
     unreliable: int
+    unreached: int
     seconds: float
 
 
@@ -110,11 +120,14 @@ class _Tally:
     rows: int = 0
     flagged: int = 0
     unreliable: int = 0
+    unreached: int = 0
 
     def add(self, table: pa.Table) -> None:
         self.rows += len(table)
         self.flagged += pc.sum(table["is_anomaly"]).as_py() or 0
         self.unreliable += pc.sum(pc.invert(table["reliable"])).as_py() or 0
+        if "log_likelihood_reached" in table.column_names:
+            self.unreached += pc.sum(pc.invert(table["log_likelihood_reached"])).as_py() or 0
 
 
 def score_frames(
@@ -145,6 +158,7 @@ def score_frames(
 
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
         keys = _keys(frame, config.key)
+        extra = {} if config.mc_se is None else {"mc_se": config.mc_se}
         scores = scorer.score_frame(
             frame.drop(columns=beyond),
             alpha=config.alpha,
@@ -152,6 +166,7 @@ def score_frames(
             k=config.k,
             explain=config.explain,
             allow_missing=config.allow_missing,
+            **extra,
         )
         return pd.concat([keys, scores.assign(model_version=model_version)], axis=1)
 
@@ -209,7 +224,7 @@ def score_file(
     text = {*_text(schema), *config.key}
     frames = read_frames(source, batch_rows=config.batch_rows, text=text)
     scored = score_frames(scorer, frames, config, model_version=model_version, schema=schema)
-    tables = _tables(scored, _key_types(Path(source), config.key))
+    tables = _tables(scored, _key_types(Path(source), config.key), _score_fields(config))
     if config.fdr is None:
         with _appearing(output) as temporary:
             tally = _write(tables, temporary, output.suffix, lambda n: report(n, 1))
@@ -353,9 +368,15 @@ def _key_types(source: Path, key: Sequence[str]) -> dict[str, pa.DataType]:
     return {name: fields.field(name).type if name in fields.names else pa.string() for name in key}
 
 
-def _tables(scored: Iterable[pd.DataFrame], key_types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+def _score_fields(config: ScoreConfig) -> tuple[tuple[str, pa.DataType], ...]:
+    return SCORE_FIELDS if config.mc_se is None else SCORE_FIELDS + LIKELIHOOD_FIELDS
+
+
+def _tables(
+    scored: Iterable[pd.DataFrame], key_types: dict[str, pa.DataType], fields: tuple[tuple[str, pa.DataType], ...]
+) -> Iterator[pa.Table]:
     """Every batch under one schema, whatever types pandas chose for it."""
-    schema = pa.schema([*key_types.items(), *SCORE_FIELDS])
+    schema = pa.schema([*key_types.items(), *fields])
     for frame in scored:
         try:
             yield pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
@@ -418,7 +439,7 @@ def _check_output(output: Path, source: Path, config: ScoreConfig) -> None:
     inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
     if inside or output.resolve() == source.resolve():
         raise ConfigError(f"an output must lie outside the input, got {str(output)!r}. Write it somewhere else.")
-    taken = {name for name, _ in SCORE_FIELDS}
+    taken = {name for name, _ in _score_fields(config)}
     for name in config.key:
         if name in taken or config.key.count(name) > 1:
             rule = "not have the name of an output column" if name in taken else "be named once"

@@ -54,6 +54,7 @@ OUTPUTS = (
     ColSpec("boolean", "reliable", required=False),
     ColSpec("string", "attributions", required=False),
 )
+"""What every answer has; the parameter `mc_se` appends the columns of log p(x)."""
 
 _log = logging.getLogger(__name__)
 
@@ -166,6 +167,7 @@ def signature(schema: Schema, *, declare_inputs: bool = False) -> ModelSignature
         ParamSpec("k", "long", 0),  # posterior samples per row; 0 = the model's own
         ParamSpec("explain", "long", defaults.explain),  # columns named per row in attributions; 0 = off
         ParamSpec("allow_missing", "boolean", defaults.allow_missing),  # take absent columns for missing cells
+        ParamSpec("mc_se", "double", 0.0),  # also estimate log p(x) to within this standard error; 0 = off
     ]
     return ModelSignature(
         inputs=MlflowSchema(inputs) if declare_inputs else None,
@@ -189,7 +191,8 @@ class ServedDetector:
 
         Args:
             data: A DataFrame, a dict of columns or a list of dicts, with the model's columns by name.
-            params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off), `allow_missing`.
+            params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off), `allow_missing`, `mc_se`
+                (0 = off).
 
         Raises:
             MlflowException: The request is at fault (HTTP 400, with the reason) or the server (HTTP 500, without).
@@ -217,12 +220,14 @@ def _arguments(params: Mapping[str, Any]) -> dict[str, Any]:
         k=params.get("k") or None,
         explain=params.get("explain", ScoreConfig.explain),
         allow_missing=params.get("allow_missing", ScoreConfig.allow_missing),
+        mc_se=params.get("mc_se") or None,
     )
     if config.fdr is not None and config.alpha != ScoreConfig.alpha:
         raise ConfigError(
             f"alpha and fdr must not both be set, got alpha={config.alpha:g} and fdr={config.fdr:g}. Drop one."
         )
-    return {name: getattr(config, name) for name in ("alpha", "fdr", "k", "explain", "allow_missing")}
+    names = ("alpha", "fdr", "k", "explain", "allow_missing", "mc_se")
+    return {name: getattr(config, name) for name in names}
 
 
 def frame_of(data: Any) -> pd.DataFrame:

@@ -19,6 +19,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from anomaly_vae import Detector, ScoreConfig
+from anomaly_vae.detection.detector import LIKELIHOOD_COLUMNS
 from anomaly_vae.errors import ConfigError, DataWarning, OutputExistsError, SchemaError, UnreadableDataError
 from anomaly_vae.serving.batch import evaluate_file, score_file, score_frames, strangest_rows
 
@@ -53,6 +54,22 @@ def test_batches_and_workers_give_the_whole_frames_scores(
     assert set(got["model_version"]) == {"models:/pumps/1"}
     assert (done.rows, done.flagged) == (len(sample), want["is_anomaly"].sum())
     assert done.unreliable == (~want["reliable"]).sum()
+
+
+@pytest.mark.parametrize("fdr", [None, 0.2])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_log_likelihoods_are_appended_on_demand(
+    fdr: float | None, suffix: str, detector: Detector, rows: pd.DataFrame, table: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / f"out{suffix}"
+    done = score_file(detector, table, out, ScoreConfig(mc_se=0.02, batch_rows=70, fdr=fdr))
+    got = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    want = detector.score_frame(rows, mc_se=0.02)
+    assert list(got.columns) == [*COLUMNS, *LIKELIHOOD_COLUMNS]
+    for name in ("anomaly_score", *LIKELIHOOD_COLUMNS):
+        assert got[name].tolist() == want[name].tolist(), name
+    assert done.unreached == (~want["log_likelihood_reached"]).sum() > 0
+    assert score_file(detector, table, out, ScoreConfig(overwrite=True)).unreached == 0
 
 
 def test_folder_of_csv_and_parquet_is_one_job(detector: Detector, rows: pd.DataFrame, tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def test_parameters_reach_the_model(served: Any, detector: Detector, rows: pd.Da
     got = served.predict(rows, params={"alpha": 0.2, "k": 1, "explain": 2})
     assert got["is_anomaly"] == strict["is_anomaly"].tolist()
     assert got["attributions"] == strict["attributions"].tolist()
+    likely = served.predict(rows, params={"mc_se": 0.2})
+    assert likely["log_likelihood"] == detector.score_frame(rows, mc_se=0.2)["log_likelihood"].tolist()
+    assert likely["anomaly_score"] == served.predict(rows)["anomaly_score"]
     under_fdr = served.predict(rows, params={"fdr": 0.3})
     assert under_fdr["is_anomaly"] == detector.score_frame(rows, fdr=0.3)["is_anomaly"].tolist()
 
@@ -144,6 +147,7 @@ def test_absent_columns_are_missing_cells_on_demand(served: Any, detector: Detec
         ({"fdr": -0.1}, "fdr"),
         ({"k": 7}, "k must be one"),
         ({"explain": -1}, "explain"),
+        ({"mc_se": -0.1}, "mc_se"),
         ({"alpha": 1e-9}, "calibration rows"),
         ({"alpha": 0.01, "fdr": 0.1}, "both"),
         ({"allow_missing": "perhaps"}, "allow_missing"),

@@ -1,0 +1,187 @@
+r"""log p(x) to a stated error: as many posterior samples for each row as its error needs.
+
+Samples are added in chunks, and a row leaves when the standard error of its estimate is within the bound. Of its
+weights :math:`v_i = e^{w_i}` only the largest and two sums are kept, so that memory does not grow with the samples. How
+many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
+same fixed shape, and so the same row has the same bits whatever batch it came in.
+
+Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more
+samples) keep that small, and an effective sample size too low to know the error by is never taken for an answer.
+
+Shapes: n rows, k posterior samples, l latent width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..models.fused import FusedVAE, Rows
+from ..models.threads import threads_worth
+from ..models.vae import VAE
+from .scores import RELIABLE_SAMPLES, SMALLEST_BLOCK
+
+CHUNK = 64
+"""Samples computed at once; the number of samples is a multiple."""
+GROUP = 256
+"""Rows whose sums are updated at once."""
+SPAN = 32 * GROUP
+"""Rows that are held at once."""
+GROWTH = 4
+"""A look at the errors follows every k / GROWTH samples."""
+MAX_K = 4096
+
+
+@dataclass(frozen=True)
+class LogLikelihoods:
+    """log p(x) of n rows, with what is known of its error.
+
+    Attributes:
+        value: log p(x), nats, high = probable, (n,). It is a lower bound in expectation, tight within its error.
+        mc_se: Its Monte-Carlo standard error, by the delta method, (n,).
+        ess: Effective sample size of the importance weights, (n,).
+        k: Posterior samples used, (n,), integer.
+        reached: Whether the error is within the bound, with an effective sample size to know it by, (n,).
+    """
+
+    value: NDArray[np.float64]
+    mc_se: NDArray[np.float64]
+    ess: NDArray[np.float64]
+    k: NDArray[np.int64]
+    reached: NDArray[np.bool_]
+
+
+class RunningWeights:
+    """The largest log weight so far, and the sums of weights and of their squares relative to it, (n,) each."""
+
+    def __init__(self, n: int) -> None:
+        self.largest = torch.full((n,), -torch.inf, dtype=torch.float64)
+        self.first, self.second = torch.zeros(2, n, dtype=torch.float64)
+        self.count = torch.zeros(n, dtype=torch.int64)
+
+    def add(self, rows: Tensor, log_weights: Tensor) -> None:
+        """Add log weights (k, r), of which the first belong to these rows, each named once, and the rest to none."""
+        before = torch.zeros(log_weights.shape[1], dtype=torch.float64)
+        before[: len(rows)] = self.largest[rows]
+        largest = torch.maximum(before, log_weights.amax(0))
+        # sums and exponentials over a shape that does not depend on how many rows there are
+        shrunk, v = (before - largest).exp(), (log_weights - largest).exp()
+        added = (largest, shrunk, v.sum(0), v.square().sum(0))
+        largest, shrunk, first, second = (part[: len(rows)] for part in added)
+        self.first[rows] = self.first[rows] * shrunk + first
+        self.second[rows] = self.second[rows] * shrunk.square() + second
+        self.largest[rows] = largest
+        self.count[rows] += len(log_weights)
+
+    def log_mean(self) -> Tensor:
+        """Return the log of the mean weight, (n,)."""
+        return self.largest + (self.first / self.count).log()
+
+    def effective(self) -> Tensor:
+        """Return the effective sample size, (n,)."""
+        return self.first.square() / self.second
+
+    def error(self) -> Tensor:
+        """Return the standard error of the log of the mean weight, (n,), by the delta method."""
+        mean = self.first / self.count
+        variance = (self.second - self.count * mean.square()).clamp(min=0.0) / (self.count - 1)
+        return (variance / self.count).sqrt() / mean
+
+
+def looks(max_k: int) -> list[int]:
+    """Return the numbers of samples after which the errors are looked at.
+
+    Example:
+        >>> looks(500)
+        [64, 128, 192, 256, 320, 384, 448]
+    """
+    last, found = max_k // CHUNK * CHUNK, [CHUNK]
+    while found[-1] < last:
+        found.append(min(last, found[-1] + max(CHUNK, found[-1] // GROWTH // CHUNK * CHUNK)))
+    return found
+
+
+@torch.inference_mode()
+def log_likelihoods(model: VAE, x: Tensor, *, mc_se: float, max_k: int = MAX_K, seed: int = 0) -> LogLikelihoods:
+    """Estimate log p(x) of each row by importance sampling, until its standard error is within a bound.
+
+    Args:
+        model: Trained model in eval mode.
+        x: Encoded rows, (n, m), NaN = missing.
+        mc_se: Bound on the standard error, nats.
+        max_k: Samples after which a row that has not reached the bound is left as it is; rounded down to a multiple
+            of 64.
+        seed: Seed of the noise, which all rows share.
+
+    Raises:
+        ConfigError: The bound is not positive, or max_k is under 64.
+
+    References:
+        Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
+    """
+    if not (math.isfinite(mc_se) and mc_se > 0):
+        raise ConfigError(f"mc_se must be a number above 0, got {mc_se!r}. Choose for example 0.05.")
+    if max_k < CHUNK:
+        raise ConfigError(f"max_k must be at least {CHUNK}, got {max_k!r}. Choose for example {MAX_K}.")
+    spans = [_of_span(model, part, mc_se, max_k, seed) for part in x.split(SPAN)] if len(x) else []
+    joined = [np.concatenate([getattr(s, name) for s in spans]) if spans else np.empty(0, dtype) for name, dtype in
+              (("value", float), ("mc_se", float), ("ess", float), ("k", np.int64), ("reached", bool))]  # fmt: skip
+    return LogLikelihoods(*joined)
+
+
+def _of_span(model: VAE, x: Tensor, bound: float, max_k: int, seed: int) -> LogLikelihoods:
+    n = len(x)
+    generator = torch.Generator().manual_seed(seed)
+    seen = RunningWeights(n)
+    active = torch.arange(n)
+    with threads_worth(SMALLEST_BLOCK * CHUNK * model.largest_product):
+        fused = FusedVAE(model)
+        rows = _encoded(fused, x)
+        before = 0
+        for k in looks(max_k):
+            packed = [(part, rows.part(_padded(part, GROUP))) for part in active.split(GROUP)]
+            for _ in range(before, k, CHUNK):
+                noise = torch.randn(CHUNK, model.latent, generator=generator).to(x)
+                for part, group in packed:
+                    log_w = _log_weights(fused, group, len(part), noise)
+                    seen.add(part, log_w)
+            active = active[~_within(seen, bound)[active]]
+            before = k
+            if not len(active):
+                break
+    return LogLikelihoods(
+        seen.log_mean().numpy(), seen.error().numpy(), seen.effective().numpy(), seen.count.numpy(),
+        _within(seen, bound).numpy(),
+    )  # fmt: skip
+
+
+def _within(seen: RunningWeights, bound: float) -> Tensor:
+    return (seen.error() <= bound) & (seen.effective() >= RELIABLE_SAMPLES)
+
+
+def _encoded(fused: FusedVAE, x: Tensor) -> Rows:
+    """Return rows with their posteriors, encoded in groups of one shape."""
+    parts = []
+    for part in x.split(GROUP):
+        whole = torch.cat([part, part.new_zeros(GROUP - len(part), x.shape[1])])
+        parts.append(fused.rows(whole).part(slice(0, len(part))))
+    return Rows.joined(parts)
+
+
+def _padded(chosen: Tensor, size: int) -> Tensor:
+    return torch.cat([chosen, chosen[:1].expand(size - len(chosen))])
+
+
+def _log_weights(fused: FusedVAE, group: Rows, kept: int, noise: Tensor) -> Tensor:
+    """Return log weights (k, GROUP), float64, in blocks of one shape; zeros for blocks of padding."""
+    out = torch.zeros(len(noise), len(group.x), dtype=torch.float64)
+    for start in range(0, kept, SMALLEST_BLOCK):
+        rows = slice(start, start + SMALLEST_BLOCK)
+        out[:, rows] = fused.log_densities(group.part(rows), noise)[1]
+    return out
