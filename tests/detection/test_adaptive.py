@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 
 import numpy as np
 import pandas as pd
@@ -73,8 +73,8 @@ def test_stopping_early_does_not_bias(rows, pair):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_row_has_the_same_bits_in_any_company(detector: Detector, fresh_rows, precision):
-    model = VAE(detector.schema.modelled, dataclasses.replace(detector.config, precision=precision)).eval()
-    model.load_state_dict(detector.model.state_dict())
+    model = copy.deepcopy(detector.model)
+    model.precision = precision
     model.requires_grad_(False)
     x = detector.encode(fresh_rows)
     whole = log_likelihoods(model, x, mc_se=0.1, max_k=512)
