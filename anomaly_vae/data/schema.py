@@ -37,6 +37,8 @@ from .inference import LARGEST_COUNT, infer_kind
 
 SATURATION = 1e4
 """Encoded continuous values are kept within this many standard deviations of the training mean."""
+ABSURD = 1e4
+"""A standard deviation of more than this many interquartile ranges is that of a few absurd cells."""
 MAX_CATEGORIES = 256
 """Categories kept per column, the most frequent first; rarer ones are encoded as unseen."""
 NO_COUNT = -1.0
@@ -318,7 +320,22 @@ def _fit_column(series: pd.Series, name: str, declared: str | None, rows: NDArra
         return Column(**facts, categories=tuple(texts[i] for i in kept), unseen=unseen)
     cells = numbers(present, name)
     center, scale = _moments(np.log1p(cells) if inferred.kind == "count" else cells)
+    if inferred.kind == "continuous":
+        _warn_if_ruled_by_few(cells, scale, name)
     return Column(**facts, center=center, scale=scale)
+
+
+def _warn_if_ruled_by_few(values: NDArray[np.float64], scale: float, name: str) -> None:
+    """Warn where a few cells lie so far out that, in units of the scale they make, all others look alike."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    if 0 < high - low < scale / ABSURD:
+        warnings.warn(
+            f"column {name!r}: half of its cells lie within {high - low:.3g} of each other, the furthest is "
+            f"{values[np.abs(values - low).argmax()]:.3g}: beside it the others hardly differ. Correct such cells or "
+            "leave them empty, if they are errors",
+            DataWarning,
+            stacklevel=6,
+        )
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[float, float]:

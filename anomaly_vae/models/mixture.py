@@ -20,9 +20,11 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
@@ -81,7 +83,10 @@ class Bend(nn.Module):
 
     def fit(self, x: Tensor) -> None:
         """Take the constants from rows (n, c), NaN = missing."""
-        low, a, high = x.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype), 0).nan_to_num(0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a column without a cell has no quartiles: those of 0
+            quartiles = np.nanquantile(x.numpy(), [0.25, 0.5, 0.75], axis=0)  # PyTorch's takes 2^24 cells at most
+        low, a, high = torch.from_numpy(quartiles).nan_to_num(0.0)
         b = (high - low) / 1.349
         b = torch.where(b > 1e-3, b, 1.0)  # half of the cells agree: the column's own unit
         y = ((x - a) / b).asinh()

@@ -109,13 +109,16 @@ class VAE(nn.Module):
     def accompany(self, x: Tensor, *, classes: Sequence[int], seed: int, weights: Tensor | None = None) -> None:
         """Fit the companions: for each number of classes one mixture on the plain scale and one on bent scales.
 
+        Where there are no continuous columns there is nothing to bend, and one mixture for each.
+
         Args:
             x: Training rows, encoded, (n, m).
             classes: Numbers of classes.
             seed: Of the starts.
             weights: Weight of each row, (n,).
         """
-        fits = [(k, bent) for k in classes for bent in (False, True)]
+        bends = (False, True) if any(column.kind == "continuous" for column in self.described) else (False,)
+        fits = [(k, bent) for k in classes for bent in bends]
         x, weights = x.cpu(), None if weights is None else weights.cpu()
         self.companions = nn.ModuleList(
             ClassMixture.fitted(self.described, x, classes=k, seed=seed + i, bent=bent, weights=weights)

@@ -84,6 +84,7 @@ def cells(kind: str):
 
 
 @settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore:column 'v'. half of its cells")
 @given(st.sampled_from(["continuous", "count", "bool", "text"]).flatmap(lambda k: st.tuples(st.just(k), cells(k))))
 def test_decode_inverts_encode(drawn):
     kind, values = drawn
@@ -101,9 +102,8 @@ def test_decode_inverts_encode(drawn):
     present = frame["v"].notna().to_numpy()
     got, wanted = back[present].tolist(), frame["v"][present].tolist()
     if kind == "continuous":
-        tolerance = (
-            4e-7 * (schema.columns[0].scale * np.abs(x[present, 0]).max() + abs(schema.columns[0].center)) + 1e-300
-        )
+        largest = float(np.abs(x[present, 0]).max())  # in float32 the product with a tiny scale would be 0
+        tolerance = 4e-7 * (schema.columns[0].scale * largest + abs(schema.columns[0].center)) + 1e-300
         np.testing.assert_allclose(np.array(got, float), np.array(wanted, float), rtol=0, atol=tolerance)
     else:
         assert got == wanted
