@@ -22,6 +22,7 @@ SCORE_KINDS = ("likelihood", "elbo", "reconstruction")
 OBJECTIVES = ("elbo", "iwae")
 PRIORS = ("standard_normal", "aggregated_posterior")
 CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
+COUNTS = ("zero_inflated", "rounded_log_normal")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -121,6 +122,7 @@ class TrainConfig(Options):
     prior: str = _option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
     continuous: str = _option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
     variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
+    counts: str = _option("zero_inflated", f"likelihood of count columns: {', '.join(COUNTS)}")
     objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
     train_k: int = _option(1, "posterior samples per row in training")
     beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
@@ -143,7 +145,7 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
-            "prior": PRIORS, "continuous": CONTINUOUS,
+            "prior": PRIORS, "continuous": CONTINUOUS, "counts": COUNTS,
         }  # fmt: skip
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 GOLDEN_ROWS = 8
 LARGEST_JSON = 64 << 20
-LATER_SETTINGS: dict[str, Any] = {"charge_missing": False}
+LATER_SETTINGS: dict[str, Any] = {"charge_missing": False, "counts": "rounded_log_normal"}
 """Settings that older files of this format lack, with the values that describe such files."""
 CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
 

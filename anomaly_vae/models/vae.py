@@ -24,7 +24,7 @@ class VAE(nn.Module):
 
     Args:
         columns: The m modelled columns.
-        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`.
+        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`, `counts`.
 
     References:
         Kingma & Welling (2014), arXiv:1312.6114; Rezende, Mohamed & Wierstra (2014), arXiv:1401.4082.
@@ -37,7 +37,9 @@ class VAE(nn.Module):
         self.discrete = [c.kind in ("binary", "categorical") for c in columns]
         self.input = TableInput(columns)
         self.encoder = MLP(self.input.width, config.hidden, 2 * self.latent)
-        self.likelihood = TableLikelihood(columns, continuous=config.continuous, variance=config.variance)
+        self.likelihood = TableLikelihood(
+            columns, continuous=config.continuous, variance=config.variance, counts=config.counts
+        )
         self.decoder = MLP(self.latent, config.hidden[::-1], self.likelihood.width)
         self.largest_product = max(p.numel() for p in self.parameters())
         self.prior: Prior = PRIORS[config.prior](self.latent)
