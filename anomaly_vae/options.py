@@ -25,6 +25,7 @@ FEWEST_CALIBRATION_ROWS = 19
 """With fewer no p-value reaches .05."""
 CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
 PRECISIONS = ("float32", "bf16")
+COUNTS = ("zero_inflated", "rounded_log_normal")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -124,6 +125,7 @@ class TrainConfig(Options):
     prior: str = _option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
     continuous: str = _option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
     variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
+    counts: str = _option("zero_inflated", f"likelihood of count columns: {', '.join(COUNTS)}")
     companions: tuple[int, ...] = _option(
         (3, 30), "classes of the latent class mixtures beside the autoencoder, each fitted on two scales; [] = none"
     )
@@ -166,7 +168,7 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
             "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
-            "prior": PRIORS, "continuous": CONTINUOUS, "precision": PRECISIONS,
+            "prior": PRIORS, "continuous": CONTINUOUS, "counts": COUNTS, "precision": PRECISIONS,
         }  # fmt: skip
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))

@@ -203,7 +203,10 @@ def measure(rows: Rows, seed: int, config: TrainConfig, report: Callable[[str], 
             calibration = {"as in training": train.iloc[held], "complete": rows.train.iloc[held]}
             if pattern.trained == 0:
                 del calibration["complete"]  # it is the same
-            alarms = false_alarms(ours, calibration, frames[""])
+            # the normal rows that are ranked keep some cells for certain, which calibration rows do not
+            normal = hidden(rows.normal, pattern.scored, np.random.default_rng([seed, 3]))
+            normal = normal.assign(**{pattern.absent: np.nan}) if pattern.absent else normal
+            alarms = false_alarms(ours, calibration, normal)
             yield from ({**facts, "part": "false alarms", **found} for found in alarms)
             if pattern.trained == pattern.scored and not pattern.absent:
                 guessed = imputation(fit.detector, train, frames[""])

@@ -47,6 +47,7 @@ LATER_SETTINGS: dict[str, Any] = {
     "companions": [],
     "autoencoder_share": 2 / 3,
     "precision": "float32",
+    "counts": "rounded_log_normal",
 }
 """Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
 CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"

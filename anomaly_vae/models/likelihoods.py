@@ -298,6 +298,49 @@ class RoundedLogNormal(nn.Module):
         return Counts(h, NOISE_FLOOR + self.noise_log.exp(), self.center, self.scale, self.unseen)
 
 
+@dataclass(frozen=True)
+class ManyZeros(Counts):
+    """Counts that are 0 with an extra probability, given as a logit: P(n) = p [n = 0] + (1 - p) P'(n)."""
+
+    gate: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The median count, (..., g)."""
+        zero = self.gate.sigmoid()
+        rest = ((0.5 - zero) / (1.0 - zero)).clamp(1e-6, 1.0)
+        return torch.where(zero >= 0.5, 0.0, self._rounded(self.location + self.noise * torch.special.ndtri(rest)))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log probabilities, (..., g), of counts, or of -1 = no count."""
+        inner = super().log_prob(x)
+        counted = F.logsigmoid(-self.gate) + inner
+        zero = torch.logaddexp(F.logsigmoid(self.gate) + torch.log1p(-self.unseen), counted)
+        return torch.where(x < 0, inner, torch.where(x.nan_to_num(0.0) > 0, counted, zero))
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one count each, (..., g)."""
+        zero = torch.bernoulli(self.gate.sigmoid(), generator=generator) > 0
+        return torch.where(zero, 0.0, super().sample(generator))
+
+
+class ZeroInflated(RoundedLogNormal):
+    """Rounded log-normal counts with an extra probability of 0, from the decoder.
+
+    Amounts are 0 for most rows and large for the others, where they are not: one log-normal must be wide enough for
+    both (Lambert 1992, Zero-inflated Poisson regression, has the same remedy for another distribution).
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__(columns)
+        self.width = 2 * len(columns)
+
+    def forward(self, h: Tensor) -> ColumnsDistribution:
+        """Return the columns' distribution for decoder outputs (..., 2 g): standardised log counts, then logits."""
+        location, gate = h.chunk(2, -1)
+        return ManyZeros(location, NOISE_FLOOR + self.noise_log.exp(), self.center, self.scale, self.unseen, gate)
+
+
 LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "gaussian": Gaussian,
     "student_t": StudentT,
@@ -305,10 +348,11 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": Bernoulli,
     "categorical": Categorical,
     "rounded_log_normal": RoundedLogNormal,
+    "zero_inflated": ZeroInflated,
 }
 """Heads by name; each takes its columns."""
 
-HEAD_OF_KIND = {"binary": "bernoulli", "categorical": "categorical", "count": "rounded_log_normal"}
+HEAD_OF_KIND = {"binary": "bernoulli", "categorical": "categorical"}
 
 
 class TableLikelihood(nn.Module):
@@ -318,13 +362,22 @@ class TableLikelihood(nn.Module):
         columns: The m modelled columns.
         continuous: Head of continuous columns: "student_t", "gaussian" or "fixed_gaussian".
         variance: Noise variance of "fixed_gaussian".
+        counts: Head of count columns: "zero_inflated" or "rounded_log_normal".
     """
 
-    def __init__(self, columns: Sequence[Column], *, continuous: str = "gaussian", variance: float = 1.0) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        *,
+        continuous: str = "gaussian",
+        variance: float = 1.0,
+        counts: str = "rounded_log_normal",
+    ) -> None:
         super().__init__()
+        head_of = {**HEAD_OF_KIND, "continuous": continuous, "count": counts}
         groups: dict[str, list[int]] = {}
         for j, column in enumerate(columns):
-            groups.setdefault(HEAD_OF_KIND.get(column.kind, continuous), []).append(j)
+            groups.setdefault(head_of[column.kind], []).append(j)
         extra = {"fixed_gaussian": {"variance": variance}}
         self.heads = nn.ModuleDict(
             {name: LIKELIHOODS[name]([columns[j] for j in js], **extra.get(name, {})) for name, js in groups.items()}
@@ -332,7 +385,7 @@ class TableLikelihood(nn.Module):
         self.widths = [int(head.width) for head in self.heads.values()]  # type: ignore[arg-type]
         self.width = sum(self.widths)
         self.positions = [j for js in groups.values() for j in js]
-        self._groups = list(groups.values())
+        self.groups = list(groups.values())
         order = sorted(range(len(self.positions)), key=self.positions.__getitem__)
         self._back = None if order == list(range(len(order))) else order
 
@@ -346,10 +399,10 @@ class TableLikelihood(nn.Module):
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
         """Return log p(x_c|z), (..., n, m), for decoder outputs (..., n, width) and rows (n, m); 0 where missing."""
         filled, missing = x.nan_to_num(0.0), x.isnan()
-        alone = len(self._groups) == 1
+        alone = len(self.groups) == 1
         parts = [
             d.log_prob(filled if alone else filled[..., js])
-            for d, js in zip(self._distributions(h), self._groups, strict=True)
+            for d, js in zip(self._distributions(h), self.groups, strict=True)
         ]
         return self._in_order(parts).masked_fill(missing, 0.0)
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ..data.schema import Column
 from .bounds import HALF_LOG_2PI
-from .likelihoods import HEAD_OF_KIND, NOISE_FLOOR, TableLikelihood
+from .likelihoods import NOISE_FLOOR, TableLikelihood
 from .networks import INPUT_BOUND, TableInput, padded
 from .threads import threads_worth
 
@@ -48,6 +48,7 @@ MATRIX_CELLS = 1 << 20
 """Cells of the matrices of incomplete rows held at once, at most."""
 WIDE = torch.float64
 """Everything is computed in double precision: covariances of nearly dependent columns need it."""
+COUNTS = "zero_inflated"
 SMOOTHING = 1.0
 """Rows' worth of the whole table's frequencies that each class is given on top of its own."""
 
@@ -135,7 +136,9 @@ class ClassMixture(nn.Module):
         self.register_buffer("log_weights", torch.full((classes,), -math.log(classes), dtype=WIDE))
         self.register_buffer("means", torch.zeros(classes, c, dtype=WIDE))
         self.register_buffer("covariances", torch.eye(c, dtype=WIDE).repeat(classes, 1, 1))
-        self.likelihood = TableLikelihood([columns[j] for j in self.single]).double() if self.single else None
+        self.likelihood: TableLikelihood | None = None
+        if self.single:
+            self.likelihood = TableLikelihood([columns[j] for j in self.single], counts=COUNTS).double()
         self.register_buffer(
             "heads", torch.zeros(classes, 1, self.likelihood.width if self.likelihood else 0, dtype=WIDE)
         )
@@ -143,7 +146,7 @@ class ClassMixture(nn.Module):
         if self.likelihood is not None and counts:
             # a noise level for each class; the autoencoder has one for all codes
             noise = nn.Parameter(torch.zeros(classes, 1, counts, dtype=WIDE), requires_grad=False)
-            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log = noise
+            self.likelihood.heads[COUNTS].noise_log = noise
         self._columns = list(columns)
         self._factors: tuple[Tensor, Tensor] | None = None
 
@@ -372,33 +375,18 @@ class ClassMixture(nn.Module):
 
     def _maximise_singles(self, x: Tensor, share: Tensor) -> None:
         assert self.likelihood is not None
-        columns = [self._columns[j] for j in self.single]
-        by_position: dict[int, Tensor] = {}
-        noises: list[Tensor] = []
-        for i, column in enumerate(columns):
-            cells = x[:, self.single[i]]
-            seen = share * (~cells.isnan())
-            if column.kind == "count":
-                usable = seen * (cells >= 0)
-                logs = (cells.nan_to_num(0.0).clamp(min=0).log1p() - column.center) / column.scale
-                total = usable.sum(1) + SMOOTHING
-                mean = (usable @ logs) / total
-                variance = ((usable @ logs.square()) + SMOOTHING) / total - mean.square()
-                by_position[i] = mean[:, None]
-                noises.append((variance.clamp(min=RIDGE).sqrt() - NOISE_FLOOR).log())
-                continue
-            size = len(column.categories)
-            known = (cells[:, None] == torch.arange(size, dtype=x.dtype)).double()
-            overall = (known.sum(0) + 1.0) / (known.sum() + size)
-            mass = seen @ known + SMOOTHING * overall
-            log_p = mass.log()
-            by_position[i] = (log_p[:, 1:] - log_p[:, :1]) if column.kind == "binary" else log_p
-        order = self.likelihood.positions
-        self.heads = torch.cat([by_position[i] for i in order], 1)[:, None, :]
-        if noises:
-            self.likelihood.heads[HEAD_OF_KIND["count"]].noise_log.copy_(  # type: ignore[operator]
-                torch.stack(noises, 1)[:, None, :]
-            )
+        parts = []
+        for group in self.likelihood.groups:
+            columns = [self._columns[self.single[i]] for i in group]
+            cells = [x[:, self.single[i]] for i in group]
+            if columns[0].kind == "count":
+                fits = [_fitted_count(c, share, column) for c, column in zip(cells, columns, strict=True)]
+                location, noise, gate = (torch.stack(part, 1) for part in zip(*fits, strict=True))
+                parts.append(torch.cat([location, gate], 1))
+                self.likelihood.heads[COUNTS].noise_log.copy_(noise[:, None, :])  # type: ignore[operator]
+            else:
+                parts += [_fitted_category(c, share, column) for c, column in zip(cells, columns, strict=True)]
+        self.heads = torch.cat(parts, 1)[:, None, :]
 
     def _k_means(self, x: Tensor, seed: int) -> Tensor:
         """Return the start of the responsibilities, (K, n): each row in one class."""
@@ -411,3 +399,29 @@ class ClassMixture(nn.Module):
         entered = torch.cat([cells, entered.double()], 1).numpy()
         labels = KMeans(self.classes, n_init=1, random_state=seed % 2**32).fit(entered).labels_
         return nn.functional.one_hot(torch.from_numpy(labels).long(), self.classes).T.double()
+
+
+def _fitted_category(cells: Tensor, share: Tensor, column: Column) -> Tensor:
+    """Return each class's logits of the column's categories, (K, categories), or of the second of two, (K, 1)."""
+    size = len(column.categories)
+    known = (cells[:, None] == torch.arange(size, dtype=WIDE)).to(WIDE)
+    overall = (known.sum(0) + 1.0) / (known.sum() + size)
+    log_p = ((share * (~cells.isnan())) @ known + SMOOTHING * overall).log()
+    return log_p[:, 1:] - log_p[:, :1] if column.kind == "binary" else log_p
+
+
+def _fitted_count(cells: Tensor, share: Tensor, column: Column) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each class's location, log noise and logit of extra zeros, (K,) each.
+
+    By moments: location and noise of the counts above 0, and the zeros beyond those that they explain.
+    """
+    counted = share * (cells >= 0)
+    above = share * (cells > 0)
+    logs = (cells.nan_to_num(0.0).clamp(min=0).log1p() - column.center) / column.scale
+    total = above.sum(1) + SMOOTHING
+    location = (above @ logs) / total
+    noise = (((above @ logs.square()) + SMOOTHING) / total - location.square()).clamp(min=RIDGE).sqrt()
+    explained = torch.special.ndtr(((math.log(1.5) - column.center) / column.scale - location) / noise)
+    zeros = 1.0 - (above.sum(1) + 0.5 * SMOOTHING) / (counted.sum(1) + SMOOTHING)
+    extra = ((zeros - explained) / (1.0 - explained).clamp(min=1e-6)).clamp(1e-4, 1.0 - 1e-4)
+    return location, (noise - NOISE_FLOOR).log(), extra.logit()

@@ -25,7 +25,7 @@ class VAE(nn.Module):
 
     Args:
         columns: The m modelled columns.
-        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`, `precision`.
+        config: Architecture: `latent`, `hidden`, `prior`, `continuous`, `variance`, `counts`, `precision`.
 
     Attributes:
         companions: Latent class mixtures of the same columns, which `ensemble` scores average with the autoencoder;
@@ -46,7 +46,9 @@ class VAE(nn.Module):
         self.discrete = [c.kind in ("binary", "categorical") for c in columns]
         self.input = TableInput(columns)
         self.encoder = MLP(self.input.width, config.hidden, 2 * self.latent)
-        self.likelihood = TableLikelihood(columns, continuous=config.continuous, variance=config.variance)
+        self.likelihood = TableLikelihood(
+            columns, continuous=config.continuous, variance=config.variance, counts=config.counts
+        )
         self.decoder = MLP(self.latent, config.hidden[::-1], self.likelihood.width)
         self.precision = config.precision
         self.largest_product = max(p.numel() for p in self.parameters())

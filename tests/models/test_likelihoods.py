@@ -19,6 +19,7 @@ COLUMNS = {
     "bernoulli": Column(name="b", kind="binary", dtype="bool", categories=("False", "True"), unseen=0.01),
     "categorical": Column(name="c", kind="categorical", dtype="string", categories=("x", "y", "z"), unseen=0.02),
     "rounded_log_normal": Column(name="n", kind="count", dtype="int64", center=1.0, scale=0.5),
+    "zero_inflated": Column(name="n", kind="count", dtype="int64", center=2.0, scale=1.5),
 }
 MIXED = [
     Column(name="n", kind="count", dtype="int64", center=1.0, scale=0.5),
@@ -81,9 +82,23 @@ def test_counts_have_the_mass_that_scipy_gives_their_cell(location):
     np.testing.assert_allclose(got[:, 0].detach().numpy(), wanted + np.log1p(-1e-6), rtol=2e-4, atol=1e-5)
 
 
-def test_counts_keep_finite_values_and_gradients_everywhere():
-    head = LIKELIHOODS["rounded_log_normal"]([COLUMNS["rounded_log_normal"]] * 2)
-    h = torch.tensor([[-40.0, 40.0], [0.0, 3.0], [500.0, -500.0]], requires_grad=True)
+@pytest.mark.parametrize("gate", [-30.0, -1.0, 0.3, 30.0])
+def test_zeros_beyond_those_of_the_log_normal(gate):
+    plain = LIKELIHOODS["rounded_log_normal"]([COLUMNS["zero_inflated"]])(torch.tensor([[0.4]]))
+    head = LIKELIHOODS["zero_inflated"]([COLUMNS["zero_inflated"]])
+    counts = torch.tensor([[-1.0], [0.0], [1.0], [9.0], [4000.0]])
+    inner, got = plain.log_prob(counts).exp(), head(torch.tensor([[0.4, gate]])).log_prob(counts).exp()
+    share = torch.tensor(gate).sigmoid()
+    expected = (1 - share) * inner
+    expected[1] += share * (1 - COLUMNS["zero_inflated"].unseen)
+    expected[0] = inner[0]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["rounded_log_normal", "zero_inflated"])
+def test_counts_keep_finite_values_and_gradients_everywhere(name):
+    head = LIKELIHOODS[name]([COLUMNS["rounded_log_normal"]] * 2)
+    h = torch.tensor([[-40.0, 40.0], [0.0, 3.0], [500.0, -500.0]]).repeat(1, head.width // 2).requires_grad_()
     for count in (0.0, 1.0, 5.0, 1e4, 1e9, -1.0):
         value = head(h).log_prob(torch.full((3, 2), count))
         gradient = torch.autograd.grad(value.sum(), [h, head.noise_log], allow_unused=count < 0)
