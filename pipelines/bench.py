@@ -1,7 +1,8 @@
 """What the detector costs, measured beside the bare arithmetic in the same run.
 
-Two parts, both by default: `speed` (rows per second beside a plain chain of matrix products of the same
-shapes) and `memory` (what a hundred times more rows add to the peak). What it is worth: `benchmark.py`.
+Two parts, both by default: `speed` (rows per second beside a plain chain of matrix products of the same shapes, beside
+PyOD's VAE, and in reduced precision) and `memory` (what a hundred times more rows add to the peak). What it is worth:
+`benchmark.py`.
 
 Example:
     python pipelines/bench.py speed --markdown bench.md
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import bench_speed
 import click
 import numpy as np
 import pandas as pd
@@ -42,23 +44,12 @@ def synthetic(n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(x, columns=[f"x{i}" for i in range(COLUMNS)])
 
 
-def shortest(call: Callable[[], object], *, repeats: int) -> float:
-    """Return the shortest of some wall times, in seconds: the one that other processes disturbed least."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def on_threads(threads: int, call: Callable[[], object], *, repeats: int) -> float:
-    """Return the shortest wall time on a number of threads."""
+def on_threads(threads: int, call: Callable[[], object]) -> float:
+    """Return the wall time of a call on a number of threads, seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return shortest(call, repeats=repeats)
+        return bench_speed.timed(call)
     finally:
         torch.set_num_threads(before)
 
@@ -89,8 +80,8 @@ def matmul_chain(detector: Detector, n: int, k: int) -> Callable[[], None]:
     return run
 
 
-def speed(*, rows: int, repeats: int) -> Sheet:
-    """Rows per second of scoring, and of training."""
+def speed(*, rows: int, repeats: int, table: Path | None = None) -> list[Sheet]:
+    """Rows per second of scoring and of training; then beside PyOD's VAE and in reduced precision."""
     threads = torch.get_num_threads()
     fit = fit_detector(synthetic(20_000, 1), TrainConfig(steps=500, device="cpu"))
     frame = synthetic(rows, 2)
@@ -101,8 +92,14 @@ def speed(*, rows: int, repeats: int) -> Sheet:
     for k in (1, 16, 64):
         part = frame.iloc[: max(2048, rows // k)]
         n = len(part)
-        ours = shortest(partial(fit.detector.score_frame, part, k=k), repeats=repeats)
-        chain = min(on_threads(t, matmul_chain(fit.detector, n, k), repeats=repeats) for t in {1, threads})
+        calls = {"ours": partial(bench_speed.timed, partial(fit.detector.score_frame, part, k=k))}
+        product = matmul_chain(fit.detector, n, k)
+        calls |= {f"chain on {t}": partial(on_threads, t, product) for t in {1, threads}}
+        for call in calls.values():
+            call()
+        seconds = bench_speed.in_turns(calls, repeats=repeats)
+        ours = seconds.pop("ours")
+        chain = min(seconds.values())
         cells = (f"{n / ours:,.0f}", f"{n / chain:,.0f}", f"{ours / chain:.2f}")
         result.rows.append((f"score, k = {k}", *cells))
     trained = fit.history[-1]
@@ -113,7 +110,9 @@ def speed(*, rows: int, repeats: int) -> Sheet:
         "same layers in blocks of the same shape: no activation, no likelihood, no table; on one "
         "thread or on all, whichever is faster."
     )
-    return result
+    part = frame.iloc[: max(2048, rows // bench_speed.SAMPLES)]
+    labelled_rows = min(bench_speed.TRAIN_ROWS, rows)
+    return [result, *bench_speed.sheets(fit.detector, part, table, rows=labelled_rows, repeats=repeats)]
 
 
 SCORE_ONCE = """
@@ -176,26 +175,33 @@ def memory(*, rows: int) -> Sheet:
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS))
 @click.option("--speed-rows", default=65_536, show_default=True, help="Rows scored at k = 1; fewer at larger k.")
 @click.option("--memory-rows", default=2_000_000, show_default=True, help="Rows of the larger file.")
+@click.option(
+    "--table",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="NAME.npz",
+    help="Labelled table with X and y for the comparison with PyOD's VAE; by default a made-up one.",
+)
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables here.")
 def main(
     parts: tuple[str, ...],
     speed_rows: int,
     memory_rows: int,
+    table: Path | None,
     markdown: Path | None,
 ) -> None:
     """Measure PARTS (speed, memory; both by default) and print what was found."""
     console = Console()
     machine = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}"
     console.print(machine, style="dim", highlight=False)
-    jobs: dict[str, Callable[[], Sheet]] = {
-        "speed": lambda: speed(rows=speed_rows, repeats=5),
-        "memory": lambda: memory(rows=memory_rows),
+    jobs: dict[str, Callable[[], list[Sheet]]] = {
+        "speed": lambda: speed(rows=speed_rows, repeats=5, table=table),
+        "memory": lambda: [memory(rows=memory_rows)],
     }
     written = [f"{machine}\n"]
     for part in parts or PARTS:
-        result = jobs[part]()
-        result.show(console)
-        written.append(result.to_markdown())
+        for result in jobs[part]():
+            result.show(console)
+            written.append(result.to_markdown())
     if markdown:
         markdown.write_text("\n".join(written), encoding="utf-8")
 

@@ -72,3 +72,28 @@ def test_an_unknown_part_is_refused(bench: ModuleType) -> None:
     done = CliRunner().invoke(bench.main, ["sped"])
     assert done.exit_code == 2
     assert "speed" in done.output
+
+
+def test_speed_without_pyod_says_what_is_left_out(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = importlib.import_module("bench_speed")
+    monkeypatch.setattr(speed, "pyod_is_there", lambda: False)
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 4))).add_prefix("x")
+    detector = fit_detector(frame, TrainConfig(steps=20, hidden=(16,))).detector
+    (sheet,) = speed.sheets(detector, frame, None, rows=300, repeats=1)
+    assert speed.ABSENT in sheet.notes
+    gain = next(row for row in sheet.rows if row[0] == "rows/s")
+    wide, half = (float(cell.replace(",", "")) for cell in gain[1:3])
+    assert float(gain[3].split()[0]) == pytest.approx(half / wide, abs=0.01)
+
+
+def test_pyods_vae_is_measured_in_the_same_run(bench: ModuleType) -> None:
+    pytest.importorskip("pyod")
+    speed = importlib.import_module("bench_speed")
+    data = speed.split(None, 400)
+    assert data.anomalous.any()
+    assert len(data.train) <= 400
+    sheet = speed.beside_pyod(data, repeats=1)
+    assert len(sheet.rows) == 6
+    for row in sheet.rows:
+        ours, theirs, ratio = (float(cell.replace(",", "")) for cell in row[1:])
+        assert ratio == pytest.approx(ours / theirs, rel=0.05, abs=0.06)
