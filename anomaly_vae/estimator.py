@@ -265,8 +265,8 @@ class PyODFacade(BaseEstimator):
         >>> clf = AnomalyDetector(TrainConfig(steps=200), random_state=0).as_pyod().fit(X)
         >>> clf.predict([[0.0, 0.0], [9.0, -9.0]]).tolist()
         [0, 1]
-        >>> clf.predict_proba([[9.0, -9.0]], method="conformal").round(2).tolist()
-        [[0.02, 0.98]]
+        >>> clf.predict_proba([[9.0, -9.0]], method="conformal").round(3).tolist()
+        [[0.025, 0.975]]
     """
 
     def __init__(self, estimator: AnomalyDetector, *, contamination: float | None = None) -> None:

@@ -21,8 +21,6 @@ KINDS = ("continuous", "binary", "categorical", "count", "ignored")
 SCORE_KINDS = ("ensemble", "elbo", "likelihood", "reconstruction")
 OBJECTIVES = ("elbo", "iwae")
 PRIORS = ("standard_normal", "aggregated_posterior")
-FEWEST_CALIBRATION_ROWS = 19
-"""With fewer no p-value reaches .05."""
 CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
 PRECISIONS = ("float32", "bf16")
 COUNTS = ("zero_inflated", "rounded_log_normal")
@@ -145,7 +143,8 @@ class TrainConfig(Options):
     clip_norm: float = _option(10.0, "bound on the gradient's norm")
     validation: float = _option(0.1, "share of rows held out to decide when to stop")
     calibration: float | None = _option(
-        None, "share of rows held out for p-values; by default a tenth, or 19 rows where these are at most a fifth"
+        None,
+        "share of rows held out for p-values; by default about a tenth, at least 19 if that is at most a fifth",
     )
     max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
     seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
@@ -155,14 +154,15 @@ class TrainConfig(Options):
     def calibration_share(self, rows: int) -> float:
         """Return the share of the rows to hold out for calibration.
 
-        By default a tenth, or the 19 rows that a false-alarm rate of .05 needs where a tenth is fewer and they are at
-        most a fifth; never more than `max_calibration_rows`.
+        By default a tenth, rounded up to 19, 39, 59, ... rows, with which p-values of exactly .05 exist, where these
+        are at most a fifth; never more than `max_calibration_rows`.
         """
         if self.calibration is not None:
             return self.calibration
         held = 0.1 * rows
-        if held < FEWEST_CALIBRATION_ROWS <= 0.2 * rows:
-            held = FEWEST_CALIBRATION_ROWS
+        exact = 20 * math.ceil((held + 1) / 20) - 1
+        if exact <= 0.2 * rows:
+            held = exact
         return min(held, self.max_calibration_rows) / max(rows, 1)
 
     def __post_init__(self) -> None:

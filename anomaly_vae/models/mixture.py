@@ -164,10 +164,11 @@ class ClassMixture(nn.Module):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Split -log p(x) into the columns' parts and a remainder.
 
-        A column's part is its surprise given the row's other cells, averaged over the classes the row may be of:
-        :math:`-\sum_j p(j|x) \log p(x_c \mid x_{-c}, j)`. In a normal class a single wrong cell has the largest part
-        of all columns, whatever the covariance. The remainder makes the sum exact: what the columns tell of each other
-        and of the class.
+        Parts are averaged over the classes that the row may be of. In a normal class, with d the row less the class's
+        mean and P the inverse covariance, column c has :math:`\tfrac12 d_c (P d)_c + \tfrac12 \log(2 \pi / P_{cc})`.
+        The first terms add up to half the squared Mahalanobis distance, and a cell that alone is far off has nearly all
+        of it; the second is the level of a cell that the others predict perfectly. The remainder makes the sum exact: what
+        the columns tell of each other on average, and what the class costs. It does not grow with the distance.
 
         Args:
             x: Encoded rows, (n, m).
@@ -183,8 +184,7 @@ class ClassMixture(nn.Module):
             part = torch.zeros(block.shape, dtype=WIDE)
             if self.joint:
                 cells, log_slope = self._seen(block)
-                surprise = (share[..., None] * self._conditional_surprise(cells)).sum(0)
-                part[:, self.joint] = surprise - log_slope
+                part[:, self.joint] = (share[..., None] * self._column_costs(cells)).sum(0) - log_slope
             if self.single:
                 part[:, self.single] = -(share[..., None] * self._single_log_density(block)).sum(0)
             kept = slice(0, rows.stop - rows.start)
@@ -265,8 +265,8 @@ class ClassMixture(nn.Module):
             out.append(-0.5 * white.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
         return torch.stack(out)
 
-    def _conditional_surprise(self, x: Tensor) -> Tensor:
-        """Return -log p(x_c | the row's other observed continuous cells, j), (K, n, c), 0 where missing."""
+    def _column_costs(self, x: Tensor) -> Tensor:
+        """Return each continuous column's part of -log N(x; mu_j, Sigma_j), see `split`, (K, n, c), 0 where missing."""
         missing = x.isnan()
         out = []
         for mean, covariance in zip(self.means, self.covariances, strict=True):
@@ -278,7 +278,7 @@ class ClassMixture(nn.Module):
                 pulled[rows] = (own @ off[rows][..., None])[..., 0]
                 variance = variance.clone()
                 variance[rows] = 1.0 / own.diagonal(dim1=-2, dim2=-1)
-            nats = 0.5 * pulled.square() * variance + 0.5 * variance.log() + HALF_LOG_2PI
+            nats = 0.5 * off * pulled + 0.5 * variance.log() + HALF_LOG_2PI
             out.append(nats.masked_fill(missing, 0.0))
         return torch.stack(out)
 

@@ -31,7 +31,8 @@ def test_the_chain_multiplies_the_shapes_that_scoring_multiplies(
 
     monkeypatch.setattr(bench, "COLUMNS", 6)
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 6)), columns=list("abcdef"))
-    detector = fit_detector(frame, TrainConfig(steps=20, hidden=(16, 24), calibration_k=(1, 16, 64))).detector
+    config = TrainConfig(steps=20, hidden=(16, 24), calibration_k=(1, 16, 64), companions=())
+    detector = fit_detector(frame, config).detector
     for k in (1, 16, 64):
         counts = []
         for call in (lambda k=k: detector.score_frame(frame, k=k), bench.matmul_chain(detector, len(frame), k)):

@@ -62,7 +62,7 @@ def test_reasons_of_each_of_five_rows_sum_to_its_score(demo: tuple[Path, str]) -
         nats = re.findall(
             r"(?:benign|malignant|^ {10,})\s*[a-z(][a-z ()-]*?\s{2,}(-?\d+\.\d)", text[start.start() : end], re.M
         )
-        assert len(nats) == 5, text[start.start() : end]
+        assert len(nats) == 6, text[start.start() : end]
         assert sum(map(float, nats)) == pytest.approx(float(start[2]), abs=0.3)
 
 
