@@ -167,8 +167,8 @@ class ClassMixture(nn.Module):
         Parts are averaged over the classes that the row may be of. In a normal class, with d the row less the class's
         mean and P the inverse covariance, column c has :math:`\tfrac12 d_c (P d)_c + \tfrac12 \log(2 \pi / P_{cc})`.
         The first terms add up to half the squared Mahalanobis distance, and a cell that alone is far off has nearly all
-        of it; the second is the level of a cell that the others predict perfectly. The remainder makes the sum exact: what
-        the columns tell of each other on average, and what the class costs. It does not grow with the distance.
+        of it; the second is the level of a cell that the others predict perfectly. The remainder makes the sum exact:
+        what the columns tell of each other on average, and what the class costs. It does not grow with the distance.
 
         Args:
             x: Encoded rows, (n, m).
