@@ -125,7 +125,7 @@ class TrainConfig(Options):
     variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
     counts: str = _option("zero_inflated", f"likelihood of count columns: {', '.join(COUNTS)}")
     companions: tuple[int, ...] = _option(
-        (3, 30), "classes of the latent class mixtures beside the autoencoder, each fitted on two scales; [] = none"
+        (3, 3, 3, 30, 30), "classes of the mixtures beside the autoencoder, each fitted on two scales; [] = none"
     )
     autoencoder_share: float = _option(2 / 3, "the autoencoder's weight in the ensemble; the mixtures share the rest")
     objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
