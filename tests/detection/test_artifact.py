@@ -13,10 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
+from anomaly_vae.detection.artifact import FORMAT_VERSION
 from anomaly_vae.errors import ArtifactError, OutputExistsError
 from tests.conftest import mixed_frame
-
-DIGEST_OF_FORMAT_1 = "9988582e08ab30fd"
 
 
 @pytest.fixture
@@ -150,12 +149,31 @@ def test_dates_survive_the_golden_rows(tmp_path):
     assert np.isfinite(out["anomaly_score"]).all()
 
 
-def test_format_1_stays_readable():
-    """A detector saved by 0.1.0, in the repository as it was written: it loads and scores as it did then."""
-    frozen = Detector.load(Path(__file__).parent / "format_1")
+FROZEN = {
+    "format_1": (
+        "9988582e08ab30fd",
+        [21.671177864074707, 22.025004982948303, 22.848371386528015, 23.35243844985962, 22.472612857818604],
+        [35, 32, 21, 14, 26],
+        40,
+    ),
+    "format_2": (
+        "ca9d1deeb53123fa",
+        [23.75742024136095, 22.178746163118973, 22.45189320026595, 22.49082671173346, 22.151054991198425],
+        [10, 31, 29, 29, 32],
+        39,
+    ),
+}
+"""Digest, and of five rows the scores and the ranks among the calibration rows, as they were when the files were saved."""
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_released_formats_stay_readable(name):
+    """Detectors in the repository as 0.1.0 and 0.2.0 wrote them: they load and score as they did then."""
+    digest, scores, ranks, calibration_rows = FROZEN[name]
+    frozen = Detector.load(Path(__file__).parent / name)
     rows = mixed_frame(5, seed=1).assign(when=pd.Timestamp("2024-01-03"))
     out = frozen.score_frame(rows, alpha=0.2, explain=2)
-    then = [21.671177864074707, 22.025004982948303, 22.848371386528015, 23.35243844985962, 22.472612857818604]
-    np.testing.assert_allclose(out["anomaly_score"], then, rtol=1e-5)
-    np.testing.assert_allclose(out["p_value"] * 41, [35, 32, 21, 14, 26])
-    assert frozen.digest.startswith(DIGEST_OF_FORMAT_1)
+    np.testing.assert_allclose(out["anomaly_score"], scores, rtol=1e-5)
+    np.testing.assert_allclose(out["p_value"] * (calibration_rows + 1), ranks)
+    assert frozen.digest.startswith(digest)
+    assert int(name[-1]) <= FORMAT_VERSION == len(FROZEN), "each format has its frozen files"
