@@ -163,7 +163,7 @@ FROZEN = {
         39,
     ),
 }
-"""Digest, and of five rows the scores and the ranks among the calibration rows, as they were when the files were saved."""
+"""Digest; of five rows the scores and ranks among the calibration rows when the files were saved; calibration rows."""
 
 
 @pytest.mark.parametrize("name", FROZEN)
