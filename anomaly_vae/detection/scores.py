@@ -208,7 +208,7 @@ def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood"
         if reduction.weighted and k > 1:
             ess[rows] = bounds.effective_sample_size(w)[kept].cpu().double()
     if reduction.accompanied and len(model.companions):
-        value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x).mean(0)
+        value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x)
         error = model.share * error
     return Scores(value.numpy(), error.numpy(), ess.numpy())
 

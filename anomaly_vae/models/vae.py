@@ -97,13 +97,13 @@ class VAE(nn.Module):
         return self.likelihood.sample(self.decoder(z), generator)
 
     def companions_log_prob(self, x: Tensor) -> Tensor:
-        """Return each companion's log p(x) of rows (n, m), nats, (F, n), float64."""
-        return torch.stack([companion.log_prob(x) for companion in self._mixtures()])
+        """Return the companions' mean log p(x) of rows (n, m), nats, (n,), float64."""
+        return _mean([companion.log_prob(x) for companion in self._mixtures()])
 
     def companions_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the companions' mean parts of -log p(x), (n, m), and their mean remainder, (n,), as `ClassMixture`."""
         parts, remainders = zip(*(companion.split(x) for companion in self._mixtures()), strict=True)
-        return torch.stack(parts).mean(0), torch.stack(remainders).mean(0)
+        return _mean(parts), _mean(remainders)
 
     def _mixtures(self) -> list[ClassMixture]:
         return list(self.companions)  # type: ignore[arg-type]
@@ -126,6 +126,14 @@ class VAE(nn.Module):
             ClassMixture.fitted(self.described, x, classes=k, seed=seed + i, bent=bent, weights=weights)
             for i, (k, bent) in enumerate(fits)
         )
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """Return the mean of tensors, added in one order: a reduction's order may depend on where an element lies."""
+    total = torch.zeros_like(values[0])
+    for value in values:
+        total += value
+    return total / len(values)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:

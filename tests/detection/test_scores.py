@@ -201,7 +201,7 @@ def test_a_false_discovery_rate_flags_by_the_batch(detector, fresh_rows):
     ("options", "error", "message"),
     [
         ({"k": 17}, CalibrationError, "k must be one the model is calibrated for \\(1, 16, 64\\), got 17"),
-        ({"alpha": 0.001}, CalibrationError, "at least 999 calibration rows, got 60"),
+        ({"alpha": 0.001}, CalibrationError, "at least 999 calibration rows, got 79"),
         ({"alpha": 1.5}, ConfigError, "alpha must be a number between 0 and 1"),
         ({"fdr": 0.0}, ConfigError, "fdr must be a number between 0 and 1"),
         ({"explain": -1}, ConfigError, "explain must be"),
