@@ -21,7 +21,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 .PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-promises docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: install ## the same as install
 install: $(READY) ## create .venv with the pinned dependencies and this package, editable
