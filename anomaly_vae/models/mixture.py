@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from ..data.schema import Column
@@ -397,7 +398,9 @@ class ClassMixture(nn.Module):
         )
         cells = self._seen(x)[0].nan_to_num(0.0).clamp(-INPUT_BOUND, INPUT_BOUND)
         entered = torch.cat([cells, entered.double()], 1).numpy()
-        labels = KMeans(self.classes, n_init=1, random_state=seed % 2**32).fit(entered).labels_
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than classes: some stay empty
+            labels = KMeans(self.classes, n_init=1, random_state=seed % 2**32).fit(entered).labels_
         return nn.functional.one_hot(torch.from_numpy(labels).long(), self.classes).T.double()
 
 
