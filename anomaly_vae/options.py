@@ -127,7 +127,7 @@ class TrainConfig(Options):
     companions: tuple[int, ...] = _option(
         (3, 3, 3, 30, 30), "classes of the mixtures beside the autoencoder, each fitted on two scales; [] = none"
     )
-    autoencoder_share: float = _option(2 / 3, "the autoencoder's weight in the ensemble; the mixtures share the rest")
+    autoencoder_share: float = _option(0.75, "the autoencoder's weight in the ensemble; the mixtures share the rest")
     objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
     train_k: int = _option(1, "posterior samples per row in training")
     beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
