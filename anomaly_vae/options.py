@@ -19,12 +19,21 @@ from .errors import ConfigError
 
 KINDS = ("continuous", "binary", "categorical", "count", "ignored")
 SCORE_KINDS = ("ensemble", "elbo", "likelihood", "reconstruction")
+IMAGE_SCORE_KINDS = ("statistics", "corrected", "elbo", "likelihood", "reconstruction")
+IMAGE_MODELS = ("vae", "ladder")
+PIXELS = ("continuous_bernoulli", "bernoulli", "discretized_logistic", "gaussian")
 OBJECTIVES = ("elbo", "iwae")
 PRIORS = ("standard_normal", "aggregated_posterior")
 CONTINUOUS = ("student_t", "gaussian", "fixed_gaussian")
 PRECISIONS = ("float32", "bf16")
 COUNTS = ("zero_inflated", "rounded_log_normal")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+Rule = tuple[Callable[[float], bool], str]
+NOT_NEGATIVE: Rule = (lambda v: v >= 0, "be a number of at least 0")
+POSITIVE: Rule = (lambda v: v > 0, "be a number above 0")
+SHARE: Rule = (lambda v: 0 <= v < 1, "be a share from 0 to below 1")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -106,34 +115,15 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Options):
-    """How a detector is trained. The defaults are meant to be left alone.
+class FitConfig(Options):
+    """What the training of every kind of data has in common: objective, optimiser, splits, the score's samples."""
 
-    Example:
-        >>> TrainConfig(latent=2).score_kind
-        'ensemble'
-    """
-
-    columns: dict[str, str] = _option({}, f"declared kinds, name = one of {', '.join(KINDS)}; the rest is inferred")
-    score_kind: str = _option("ensemble", f"what the score is: {', '.join(SCORE_KINDS)}")
     k: int = _option(16, "posterior samples per row when scoring, one of calibration_k")
     calibration_k: tuple[int, ...] = _option((1, 16, 64), "numbers of samples to calibrate for")
-    latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")
-    hidden: tuple[int, ...] = _option((128, 128), "widths of the hidden layers of encoder and decoder")
     prior: str = _option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
-    continuous: str = _option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
-    variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
-    counts: str = _option("zero_inflated", f"likelihood of count columns: {', '.join(COUNTS)}")
-    companions: tuple[int, ...] = _option(
-        (3, 3, 3, 30, 30), "classes of the mixtures beside the autoencoder, each fitted on two scales; [] = none"
-    )
-    autoencoder_share: float = _option(0.75, "the autoencoder's weight in the ensemble; the mixtures share the rest")
     objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
     train_k: int = _option(1, "posterior samples per row in training")
     beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
-    input_noise: float = _option(0.1, "standard deviation of the noise added to the encoder's input in training")
-    hide: float = _option(0.1, "share of cells made missing in training, so that missing ones are understood")
-    charge_missing: bool = _option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
     steps: int | None = _option(None, "optimiser steps; by default 2000, or three passes over the rows, at most 20000")
     batch_size: int = _option(256, "rows per optimiser step")
     learning_rate: float = _option(3e-3, "AdamW's step size, cosine-annealed to a twentieth")
@@ -148,7 +138,6 @@ class TrainConfig(Options):
     )
     max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
     seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
-    precision: str = _option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
     device: str = _option("auto", f"where to compute: {', '.join(DEVICES)}")
 
     def calibration_share(self, rows: int) -> float:
@@ -166,19 +155,10 @@ class TrainConfig(Options):
         return min(held, self.max_calibration_rows) / max(rows, 1)
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "score_kind": SCORE_KINDS, "objective": OBJECTIVES, "device": DEVICES,
-            "prior": PRIORS, "continuous": CONTINUOUS, "counts": COUNTS, "precision": PRECISIONS,
-        }  # fmt: skip
-        for name, allowed in choices.items():
-            _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
-        for name in ("k", "train_k", "batch_size", "patience", "max_calibration_rows"):
-            _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
-        _check(isinstance(self.charge_missing, bool), "charge_missing", "be true or false", self.charge_missing)
-        for name in ("hidden", "calibration_k", "companions"):
-            value = getattr(self, name)
-            ok = isinstance(value, tuple) and all(_is_integer(v) for v in value)
-            _check(ok, name, "be a list of integers of at least 1", value)
+        choices = {"objective": OBJECTIVES, "device": DEVICES, "prior": PRIORS}
+        self._check_choices(choices)
+        self._check_integers("k", "train_k", "batch_size", "patience", "max_calibration_rows")
+        self._check_integer_lists("calibration_k")
         _check(
             len(self.calibration_k) > 0,
             "calibration_k",
@@ -186,37 +166,133 @@ class TrainConfig(Options):
             self.calibration_k,
         )
         _check(self.k in self.calibration_k, "k", f"be one of calibration_k {list(self.calibration_k)}", self.k)
-        for name in ("latent", "steps"):
-            value = getattr(self, name)
-            _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
+        self._check_optional_integers("steps")
         _check(
             _is_integer(self.seed, 0) and self.seed < 2**63,
             "seed",
             "be an integer from 0 to 2^63 - 1",
             self.seed,
         )
-        bounds: dict[str, tuple[Callable[[float], bool], str]] = {
-            "beta": (lambda v: v >= 0, "be a number of at least 0"),
-            "input_noise": (lambda v: v >= 0, "be a number of at least 0"),
-            "weight_decay": (lambda v: v >= 0, "be a number of at least 0"),
-            "variance": (lambda v: v > 0, "be a number above 0"),
-            "learning_rate": (lambda v: v > 0, "be a number above 0"),
-            "clip_norm": (lambda v: v > 0, "be a number above 0"),
-            "hide": (lambda v: 0 <= v <= 0.5, "be a share from 0 to 0.5"),
-            "warmup": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
-            "validation": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
-            "calibration": (lambda v: 0 <= v < 1, "be a share from 0 to below 1"),
-            "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
-        }
-        for name, (accept, rule) in bounds.items():
+        self._check_numbers(
+            {
+                "beta": NOT_NEGATIVE,
+                "weight_decay": NOT_NEGATIVE,
+                "learning_rate": POSITIVE,
+                "clip_norm": POSITIVE,
+                "warmup": SHARE,
+                "validation": SHARE,
+                "calibration": SHARE,
+            }
+        )
+        held = self.validation + (self.calibration or 0.0)
+        _check(held < 0.95, "validation + calibration", "leave at least 5 % of the rows for training", held)
+
+    def _check_choices(self, choices: Mapping[str, tuple[str, ...]]) -> None:
+        for name, allowed in choices.items():
+            _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
+
+    def _check_integers(self, *names: str) -> None:
+        for name in names:
+            _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
+
+    def _check_optional_integers(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
+
+    def _check_integer_lists(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            ok = isinstance(value, tuple) and all(_is_integer(v) for v in value)
+            _check(ok, name, "be a list of integers of at least 1", value)
+
+    def _check_numbers(self, rules: Mapping[str, Rule]) -> None:
+        for name, (accept, rule) in rules.items():
             value = getattr(self, name)
             if name != "calibration" or value is not None:
                 _check(_is_number(value) and accept(value), name, rule, value)
-        held = self.validation + (self.calibration or 0.0)
-        _check(held < 0.95, "validation + calibration", "leave at least 5 % of the rows for training", held)
+
+    def _check_flags(self, *names: str) -> None:
+        for name in names:
+            _check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(FitConfig):
+    """How a detector of a table is trained. The defaults are meant to be left alone.
+
+    Example:
+        >>> TrainConfig(latent=2).score_kind
+        'ensemble'
+    """
+
+    columns: dict[str, str] = _option({}, f"declared kinds, name = one of {', '.join(KINDS)}; the rest is inferred")
+    score_kind: str = _option("ensemble", f"what the score is: {', '.join(SCORE_KINDS)}")
+    latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")
+    hidden: tuple[int, ...] = _option((128, 128), "widths of the hidden layers of encoder and decoder")
+    continuous: str = _option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
+    variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
+    counts: str = _option("zero_inflated", f"likelihood of count columns: {', '.join(COUNTS)}")
+    companions: tuple[int, ...] = _option(
+        (3, 3, 3, 30, 30), "classes of the mixtures beside the autoencoder, each fitted on two scales; [] = none"
+    )
+    autoencoder_share: float = _option(0.75, "the autoencoder's weight in the ensemble; the mixtures share the rest")
+    input_noise: float = _option(0.1, "standard deviation of the noise added to the encoder's input in training")
+    hide: float = _option(0.1, "share of cells made missing in training, so that missing ones are understood")
+    charge_missing: bool = _option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
+    precision: str = _option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
+
+    def __post_init__(self) -> None:
+        self._check_choices(
+            {"score_kind": SCORE_KINDS, "continuous": CONTINUOUS, "counts": COUNTS, "precision": PRECISIONS}
+        )
+        super().__post_init__()
+        self._check_flags("charge_missing")
+        self._check_integer_lists("hidden", "companions")
+        self._check_optional_integers("latent")
+        self._check_numbers(
+            {
+                "input_noise": NOT_NEGATIVE,
+                "variance": POSITIVE,
+                "hide": (lambda v: 0 <= v <= 0.5, "be a share from 0 to 0.5"),
+                "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
+            }
+        )
         _check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
         for name, kind in self.columns.items():
             _check(kind in KINDS, f"columns.{name}", f"be one of {', '.join(KINDS)}", kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(FitConfig):
+    """How a detector of images is trained. The defaults are meant to be left alone.
+
+    Example:
+        >>> ImageConfig(latent=16).score_kind
+        'statistics'
+    """
+
+    score_kind: str = _option("statistics", f"what the score is: {', '.join(IMAGE_SCORE_KINDS)}")
+    size: tuple[int, ...] = _option((), "height and width that images are brought to; by default their own")
+    model: str = _option("vae", f"the network: {', '.join(IMAGE_MODELS)}")
+    pixels: str = _option("continuous_bernoulli", f"likelihood of pixels: {', '.join(PIXELS)}")
+    latent: int = _option(32, "latent width; of a ladder, of each of its layers")
+    channels: int = _option(32, "channels of the widest images; each halving of the sides doubles them, up to fourfold")
+    blocks: int = _option(1, "residual blocks at each size")
+    conditional: bool = _option(False, "condition the model on the class of the image (--label)")
+    k: int = _option(4, "posterior samples per image when scoring, one of calibration_k")
+    calibration_k: tuple[int, ...] = _option((1, 4, 16), "numbers of samples to calibrate for")
+    batch_size: int = _option(128, "images per optimiser step")
+    learning_rate: float = _option(2e-3, "AdamW's step size, cosine-annealed to a twentieth")
+    mixed_precision: bool = _option(True, "train the layers in bfloat16 where the processor multiplies it faster")
+
+    def __post_init__(self) -> None:
+        self._check_choices({"score_kind": IMAGE_SCORE_KINDS, "model": IMAGE_MODELS, "pixels": PIXELS})
+        super().__post_init__()
+        self._check_integers("latent", "channels", "blocks")
+        self._check_integer_lists("size")
+        _check(len(self.size) in (0, 2), "size", "be empty or [height, width]", self.size)
+        self._check_flags("conditional", "mixed_precision")
 
 
 @dataclass(frozen=True, kw_only=True)
