@@ -36,6 +36,10 @@ class UnreadableDataError(SchemaError):
     """A file is missing, empty, or not of the format that its name says."""
 
 
+class UnreadableImageError(UnreadableDataError):
+    """An image is damaged, too large, or of a kind that is not read; the text is the rule it broke, without subject."""
+
+
 class ShapeError(AnomalyVaeError, ValueError):
     """An array has the wrong number of dimensions, rows or columns."""
 

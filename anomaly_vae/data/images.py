@@ -1,0 +1,409 @@
+"""A column of images, and the way between it and the array that a model sees.
+
+A set of images is a table with one column of them (see `pixels.pixels_of` for what a cell may hold). The encoded array
+has shape (n, c * h * w), uint8: every image at the schema's size, channel by channel, row by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import SchemaError, UnreadableImageError
+from .pixels import has_colour, in_order, pixels_of, quantised, with_channels
+
+IMAGE = "image"
+"""Default name of the column of images."""
+LARGEST_OWN = 128
+"""Images that are all of one size keep it up to this many pixels a side."""
+RESIZED_TO = 64
+"""Pixels of the longer side where images must be resized and no size is given: what trains in minutes on two cores."""
+STEP = 4
+"""Sides are multiples of this where images must be resized and no size is given: a network halves them twice."""
+SMALLEST = 8
+"""Pixels a side at least where images must be resized and no size is given."""
+LARGEST = 1024
+"""Pixels a side at most where a size is given."""
+_CHUNK = 512
+_LIGHT = 1 << 14
+
+Fault = tuple[int, str]
+"""Position of a row and the rule its image broke: "must ..., got ...". """
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a schema is fitted to: height and width of an image in pixels, and whether its channels differ."""
+
+    height: int
+    width: int
+    colour: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSchema:
+    """The size and channels of the images that a model sees.
+
+    Images of another size are stretched to this one, without keeping their aspect and without cutting anything off, by
+    a bilinear filter as wide as the reduction. A grey image becomes RGB by repeating its channel; an RGB image becomes
+    grey only if its three channels are equal.
+
+    Attributes:
+        height: Pixels, h.
+        width: Pixels, w.
+        channels: 1 = grey, 3 = RGB, c.
+        column: Name of the column of images.
+
+    Example:
+        >>> frame = frame_of(np.zeros((5, 8, 8), np.uint8))
+        >>> schema = ImageSchema.fit(frame)
+        >>> schema
+        ImageSchema(height=8, width=8, channels=1, column='image')
+        >>> schema.encode(frame).shape
+        (5, 64)
+    """
+
+    height: int
+    width: int
+    channels: int
+    column: str = IMAGE
+
+    kind: ClassVar[str] = "image"
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "channels"):
+            value = getattr(self, name)
+            allowed: Sequence[int] = (1, 3) if name == "channels" else range(1, LARGEST + 1)
+            if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+                rule = "1 (grey) or 3 (RGB)" if name == "channels" else f"a whole number from 1 to {LARGEST}"
+                raise SchemaError(f"the {name} of images must be {rule}, got {value!r}. Choose another.")
+        if not isinstance(self.column, str) or not self.column:
+            raise SchemaError(f"the column of images must have a name, got {self.column!r}. Name it.")
+
+    @classmethod
+    def fit(
+        cls,
+        images: pd.DataFrame | NDArray[Any],
+        *,
+        size: int | tuple[int, int] | None = None,
+        rows: NDArray[np.intp] | None = None,
+        column: str | None = None,
+    ) -> Self:
+        """Choose size and channels by the images; see `of_looks` for the rule.
+
+        Args:
+            images: A table with a column of images, or an array (n, h, w) or (n, h, w, c).
+            size: Side, or height and width, in pixels.
+            rows: Positions of the training rows. As with `Schema`, what the column is, is judged by all rows.
+            column: Name of the column; by default the only one, or the one named "image".
+
+        Raises:
+            SchemaError: There is no such column, no row, or an image that cannot be read.
+        """
+        frame = images if isinstance(images, pd.DataFrame) else frame_of(images, column=column or IMAGE)
+        name = column or _only_column(frame)
+        cells = _cells(frame, name)
+        alike = _alike(cells)
+        if alike is not None:
+            looks, faults = _looks_of_array(alike)
+        else:
+            found = list(_each(looks_of, cells))
+            looks = [item for item in found if isinstance(item, Looks)]
+            faults = [(i, item) for i, item in enumerate(found) if isinstance(item, str)]
+        _refuse_faults(frame, name, faults)
+        return cls.of_looks(looks, size=size, column=name)
+
+    @classmethod
+    def of_looks(
+        cls, looks: Iterable[Looks], *, size: int | tuple[int, int] | None = None, column: str = IMAGE
+    ) -> Self:
+        """Choose size and channels.
+
+        Without `size`, images that are all of one size of at most `LARGEST_OWN` a side keep it. All others get the
+        median aspect (width / height) and the median of their longer sides, at most `RESIZED_TO`, both sides rounded
+        to multiples of `STEP`, at least `SMALLEST`. One image in colour makes all RGB.
+
+        Raises:
+            SchemaError: There is no image, or the size is out of range.
+        """
+        looks = list(looks)
+        if not looks:
+            raise SchemaError("images must have rows, got none. Check the file.")
+        channels = 3 if any(look.colour for look in looks) else 1
+        height, width = _chosen_size(looks) if size is None else (size, size) if isinstance(size, int) else size
+        return cls(height=height, width=width, channels=channels, column=column)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return self.height, self.width
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image as a model sees it, (c, h, w)."""
+        return self.channels, self.height, self.width
+
+    @property
+    def width_flat(self) -> int:
+        """Values of an encoded row, c * h * w."""
+        return self.channels * self.height * self.width
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the modelled columns: the column of images."""
+        return (self.column,)
+
+    @property
+    def text_columns(self) -> frozenset[str]:
+        """Columns whose cells are text for a CSV reader: images as base64."""
+        return frozenset({self.column})
+
+    def encode(self, frame: pd.DataFrame, *, allow_missing: bool = False) -> NDArray[np.uint8]:
+        """Return images as the model's array, shape (n, c * h * w).
+
+        Args:
+            frame: Rows, n; other columns than that of images are not looked at.
+            allow_missing: Of no effect, since without its only column there is nothing to score.
+
+        Raises:
+            SchemaError: The column is absent, or cells are no images: every cell is looked at, the first that is bad
+                is named, and `error.faults` has all of them.
+        """
+        x, faults = self.encode_each(frame)
+        _refuse_faults(frame, self.column, faults)
+        return x
+
+    def encode_each(self, frame: pd.DataFrame) -> tuple[NDArray[np.uint8], list[Fault]]:
+        """Encode what can be read, and say what cannot.
+
+        Returns:
+            The readable images in order, shape (n - faults, c * h * w), and for each of the others its position in the
+            frame and the rule it broke, "must ..., got ...", without a subject.
+
+        Raises:
+            SchemaError: The column is absent.
+        """
+        cells = _cells(frame, self.column)
+        alike = _alike(cells)
+        if alike is not None:
+            return self._encode_alike(alike)
+        out = np.empty((len(cells), self.width_flat), dtype=np.uint8)
+        faults = []
+        good = 0
+        for i, row in enumerate(_each(self._encode_cell, cells)):
+            if isinstance(row, str):
+                faults.append((i, row))
+            else:
+                out[good] = row
+                good += 1
+        return out[:good], faults
+
+    def encode_array(self, array: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return an array of images (n, h, w) or (n, h, w, c) as the model's array, (n, c * h * w).
+
+        Raises:
+            SchemaError: The shape is another, or values are outside their range (see `pixels.quantised`).
+        """
+        x, faults = self._encode_alike(_checked(array))
+        _refuse_faults(pd.DataFrame(index=pd.RangeIndex(len(array))), self.column, faults)
+        return x
+
+    def pixels(self, x: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return encoded rows, or values from 0 to 255 drawn from a model, as images (n, h, w) or (n, h, w, 3)."""
+        values = np.asarray(x)
+        if values.dtype != np.uint8:
+            values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        planes = values.reshape(-1, *self.shape)
+        return planes[:, 0] if self.channels == 1 else np.ascontiguousarray(np.moveaxis(planes, 1, 3))
+
+    def decode(self, x: NDArray[Any]) -> pd.DataFrame:
+        """Return encoded rows (n, c * h * w) as a table of PNG files in bytes."""
+        cells = pd.Series([png_of(image) for image in self.pixels(x)], dtype=object)
+        return pd.DataFrame({self.column: cells})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able facts; `from_dict` is the inverse."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Self:
+        """Rebuild a schema from `to_dict`.
+
+        Raises:
+            SchemaError: The facts are not those of a schema of images.
+        """
+        known = {"kind", "height", "width", "channels", "column"}
+        if not isinstance(facts, Mapping) or set(facts) != known or facts["kind"] != cls.kind:
+            raise SchemaError(
+                f"a stored schema of images must have {sorted(known)}, got another. Save the model again."
+            )
+        return cls(**{name: value for name, value in facts.items() if name != "kind"})
+
+    def _encode_cell(self, cell: Any) -> NDArray[np.uint8]:
+        return self._flat(pixels_of(cell, size=self.size)[None])[0]
+
+    def _encode_alike(self, array: NDArray[Any]) -> tuple[NDArray[np.uint8], list[Fault]]:
+        """Encode images of one shape and dtype: whole chunks at a time, row by row where a chunk has a fault."""
+        out = np.empty((len(array), self.width_flat), dtype=np.uint8)
+        faults: list[Fault] = []
+        good = 0
+        for start in range(0, len(array), _CHUNK):
+            chunk = array[start : start + _CHUNK]
+            if chunk.shape[1:3] == self.size:
+                with contextlib.suppress(UnreadableImageError):
+                    out[good : good + len(chunk)] = self._flat(quantised(chunk))
+                    good += len(chunk)
+                    continue
+            for i, row in enumerate(_each(self._encode_cell, chunk), start):
+                if isinstance(row, str):
+                    faults.append((i, row))
+                else:
+                    out[good] = row
+                    good += 1
+        return out[:good], faults
+
+    def _flat(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Images (n, h, w) or (n, h, w, c) in this schema's channels, (n, c * h * w)."""
+        planes = pixels if pixels.ndim == 4 else pixels[..., None]
+        if self.channels == 1 and planes.shape[3] == 3:
+            if has_colour(planes):
+                raise UnreadableImageError(
+                    "must be grey like the images the model was trained on, got colour. "
+                    "Convert it to grey, or train on images in colour."
+                )
+            planes = planes[..., :1]
+        elif self.channels == 3 and planes.shape[3] == 1:
+            planes = np.broadcast_to(planes, (*planes.shape[:3], 3))
+        return np.moveaxis(planes, 3, 1).reshape(len(planes), -1)
+
+
+def frame_of(images: NDArray[Any], *, column: str = IMAGE) -> pd.DataFrame:
+    """Return an array of images (n, h, w) or (n, h, w, c) as a table with one column of views, nothing copied.
+
+    Raises:
+        SchemaError: The array has another shape.
+    """
+    array = _checked(images)
+    cells = np.empty(len(array), dtype=object)
+    for i, image in enumerate(array):
+        cells[i] = image
+    return pd.DataFrame({column: pd.Series(cells, dtype=object)})
+
+
+def looks_of(cell: Any) -> Looks:
+    """Return size and colour of one image, decoded in full.
+
+    Raises:
+        UnreadableImageError: See `pixels.pixels_of`.
+    """
+    pixels = with_channels(pixels_of(cell))
+    return Looks(pixels.shape[0], pixels.shape[1], has_colour(pixels))
+
+
+def png_of(image: NDArray[np.uint8]) -> bytes:
+    """Return an image (h, w) or (h, w, 3) as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def _each(function: Any, cells: Sequence[Any] | NDArray[Any]) -> Iterable[Any]:
+    """Yield `function(cell)` or the reason why it could not be had."""
+
+    def attempt(cell: Any) -> Any:
+        try:
+            return function(cell)
+        except UnreadableImageError as error:
+            return str(error)
+
+    light = len(cells) < 4 or all(
+        isinstance(c, np.ndarray) or (isinstance(c, bytes) and len(c) < _LIGHT) for c in cells
+    )
+    return in_order(attempt, cells, workers=1 if light else None)  # a thread costs more than a thumbnail's decoding
+
+
+def _chosen_size(looks: Sequence[Looks]) -> tuple[int, int]:
+    sizes = np.array([(look.height, look.width) for look in looks], dtype=np.float64)
+    if (sizes == sizes[0]).all() and sizes.max() <= LARGEST_OWN:
+        return looks[0].height, looks[0].width
+    aspect = float(np.median(sizes[:, 1] / sizes[:, 0]))
+    longer = min(float(np.median(sizes.max(axis=1))), RESIZED_TO)
+    sides = (longer / max(aspect, 1.0), longer * min(aspect, 1.0))
+    height, width = (max(SMALLEST, STEP * round(side / STEP)) for side in sides)
+    return height, width
+
+
+def _looks_of_array(array: NDArray[Any]) -> tuple[list[Looks], list[Fault]]:
+    found: list[Looks] = []
+    faults: list[Fault] = []
+    for start in range(0, len(array), _CHUNK):
+        chunk = array[start : start + _CHUNK]
+        try:
+            pixels = quantised(chunk)
+            found.append(Looks(chunk.shape[1], chunk.shape[2], chunk.ndim == 4 and has_colour(pixels)))
+        except UnreadableImageError:
+            for i, item in enumerate(_each(looks_of, chunk), start):
+                if isinstance(item, str):
+                    faults.append((i, item))
+                else:
+                    found.append(item)
+    return found, faults
+
+
+def _cells(frame: pd.DataFrame, column: str) -> list[Any]:
+    matches = [i for i, name in enumerate(frame.columns) if str(name) == column]
+    if not matches:
+        names = [str(name) for name in frame.columns]
+        near = difflib.get_close_matches(column, names, n=1) or names[:1] * (len(names) == 1)
+        hint = f"Is it {near[0]!r}? Rename it." if near else f"The table has {', '.join(map(repr, names[:8]))}."
+        raise SchemaError(f"a table of images must have the column {column!r}, got none. {hint}", absent=(column,))
+    if len(matches) > 1:
+        raise SchemaError(f"column names must differ, got {column!r} more than once. Rename one.", column=column)
+    return frame.iloc[:, matches[0]].tolist()
+
+
+def _only_column(frame: pd.DataFrame) -> str:
+    names = [str(name) for name in frame.columns]
+    return names[0] if len(names) == 1 else IMAGE
+
+
+def _alike(cells: Sequence[Any]) -> NDArray[Any] | None:
+    """The cells as one array (n, h, w) or (n, h, w, c), if they are arrays of one valid shape and dtype."""
+    if not cells or not all(isinstance(cell, np.ndarray) for cell in cells):
+        return None
+    first = cells[0]
+    if first.size == 0 or first.ndim not in (2, 3) or (first.ndim == 3 and first.shape[2] not in (1, 3)):
+        return None
+    if any(cell.shape != first.shape or cell.dtype != first.dtype for cell in cells):
+        return None
+    return np.stack(cells)
+
+
+def _checked(images: NDArray[Any]) -> NDArray[Any]:
+    array = np.asarray(images)
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape[1:]:
+        hint = " Channels come last." if array.ndim == 4 and array.shape[1] in (1, 3) else ""
+        raise SchemaError(
+            f"an array of images must have the shape (n, h, w), (n, h, w, 1) or (n, h, w, 3), got {array.shape}."
+            f"{hint} Reshape or convert it."
+        )
+    return array
+
+
+def _refuse_faults(frame: pd.DataFrame, column: str, faults: Sequence[Fault]) -> None:
+    if not faults:
+        return
+    position, reason = faults[0]
+    label = frame.index[position]
+    row = label.item() if isinstance(label, np.generic) else label
+    others = f" {len(faults) - 1} more of {len(frame)} images are unreadable." if len(faults) > 1 else ""
+    raise SchemaError(f"the image in row {row!r} {reason}{others}", column=column, row=row, faults=tuple(faults))
