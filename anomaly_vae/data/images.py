@@ -111,14 +111,7 @@ class ImageSchema:
         """
         frame = images if isinstance(images, pd.DataFrame) else frame_of(images, column=column or IMAGE)
         name = column or _only_column(frame)
-        cells = _cells(frame, name)
-        alike = _alike(cells)
-        if alike is not None:
-            looks, faults = _looks_of_array(alike)
-        else:
-            found = list(_each(looks_of, cells))
-            looks = [item for item in found if isinstance(item, Looks)]
-            faults = [(i, item) for i, item in enumerate(found) if isinstance(item, str)]
+        looks, faults = looks_each(_cells(frame, name))
         _refuse_faults(frame, name, faults)
         return cls.of_looks(looks, size=size, column=name)
 
@@ -309,6 +302,26 @@ def looks_of(cell: Any) -> Looks:
     return Looks(pixels.shape[0], pixels.shape[1], has_colour(pixels))
 
 
+def looks_each(cells: Sequence[Any]) -> tuple[list[Looks], list[Fault]]:
+    """Return the looks of what can be read, and position and reason of what cannot; see `ImageSchema.encode_each`."""
+    array = _alike(cells)
+    if array is None:
+        return _parted(_each(looks_of, cells))
+    looks: list[Looks] = []
+    faults: list[Fault] = []
+    for start in range(0, len(array), _CHUNK):
+        chunk = array[start : start + _CHUNK]
+        try:
+            pixels = quantised(chunk)
+            colour = chunk.ndim == 4 and has_colour(pixels)
+            looks += [Looks(chunk.shape[1], chunk.shape[2], colour)] * len(chunk)
+        except UnreadableImageError:
+            some, wrong = _parted(_each(looks_of, chunk), start)
+            looks += some
+            faults += wrong
+    return looks, faults
+
+
 def png_of(image: NDArray[np.uint8]) -> bytes:
     """Return an image (h, w) or (h, w, 3) as the bytes of a PNG file."""
     file = io.BytesIO()
@@ -331,6 +344,18 @@ def _each(function: Any, cells: Sequence[Any] | NDArray[Any]) -> Iterable[Any]:
     return in_order(attempt, cells, workers=1 if light else None)  # a thread costs more than a thumbnail's decoding
 
 
+def _parted(found: Iterable[Any], start: int = 0) -> tuple[list[Any], list[Fault]]:
+    """Part results from reasons, each with its position."""
+    values: list[Any] = []
+    faults: list[Fault] = []
+    for i, item in enumerate(found, start):
+        if isinstance(item, str):
+            faults.append((i, item))
+        else:
+            values.append(item)
+    return values, faults
+
+
 def _chosen_size(looks: Sequence[Looks]) -> tuple[int, int]:
     sizes = np.array([(look.height, look.width) for look in looks], dtype=np.float64)
     if (sizes == sizes[0]).all() and sizes.max() <= LARGEST_OWN:
@@ -340,23 +365,6 @@ def _chosen_size(looks: Sequence[Looks]) -> tuple[int, int]:
     sides = (longer / max(aspect, 1.0), longer * min(aspect, 1.0))
     height, width = (max(SMALLEST, STEP * round(side / STEP)) for side in sides)
     return height, width
-
-
-def _looks_of_array(array: NDArray[Any]) -> tuple[list[Looks], list[Fault]]:
-    found: list[Looks] = []
-    faults: list[Fault] = []
-    for start in range(0, len(array), _CHUNK):
-        chunk = array[start : start + _CHUNK]
-        try:
-            pixels = quantised(chunk)
-            found.append(Looks(chunk.shape[1], chunk.shape[2], chunk.ndim == 4 and has_colour(pixels)))
-        except UnreadableImageError:
-            for i, item in enumerate(_each(looks_of, chunk), start):
-                if isinstance(item, str):
-                    faults.append((i, item))
-                else:
-                    found.append(item)
-    return found, faults
 
 
 def _cells(frame: pd.DataFrame, column: str) -> list[Any]:

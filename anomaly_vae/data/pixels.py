@@ -89,8 +89,8 @@ class NamedFile:
     path: Path
     name: str
 
-    def read(self) -> bytes:
-        """Return the bytes of a regular file.
+    def read(self, most: int | None = None) -> bytes:
+        """Return the first `most` bytes of a regular file, by default all.
 
         Raises:
             UnreadableImageError: It is no regular file, is over `MOST_BYTES`, or cannot be read.
@@ -103,8 +103,9 @@ class NamedFile:
                     raise UnreadableImageError(
                         "must be a regular file, got a device, a pipe or a folder. Leave it out."
                     )
-                _refuse_long(facts.st_size)
-                return file.read(MOST_BYTES)
+                if most is None:
+                    _refuse_long(facts.st_size)
+                return file.read(MOST_BYTES if most is None else most)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UnreadableImageError(f"must be readable, got {reason!r}. Check the file.") from error
