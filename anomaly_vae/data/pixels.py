@@ -275,7 +275,7 @@ def _of_bytes(data: bytes, size: tuple[int, int] | None, *, name: str = "") -> N
     except Exception as error:  # a decoder of foreign bytes may raise anything; each is the file's fault
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UnreadableImageError(
-            f"must be a whole {kind} file, got one cut short or damaged ({reason}). Replace it."
+            f"must be a whole {kind} file, got one cut short, damaged or of a rare kind ({reason}). Replace it."
         ) from error
 
 
