@@ -1,4 +1,4 @@
-"""anomaly_vae: one learned density of a table, used to flag what is improbable and to say why.
+"""anomaly_vae: one learned density of a table or of images, used to flag what is improbable and to say why.
 
 Names are loaded on first use, so `import anomaly_vae` is instant.
 
@@ -14,11 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.images import ImageSchema
     from .data.schema import Column, Schema
     from .detection.detector import Detector
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
-    from .options import ScoreConfig, TrainConfig
+    from .options import ImageConfig, ScoreConfig, TrainConfig
 
 __version__ = "0.2.0"
 
@@ -27,6 +28,8 @@ _HOMES = {
     "AnomalyVaeError": "errors",
     "Column": "data.schema",
     "Detector": "detection.detector",
+    "ImageConfig": "options",
+    "ImageSchema": "data.images",
     "Schema": "data.schema",
     "ScoreConfig": "options",
     "TrainConfig": "options",
@@ -38,6 +41,8 @@ __all__ = [
     "AnomalyVaeError",
     "Column",
     "Detector",
+    "ImageConfig",
+    "ImageSchema",
     "Schema",
     "ScoreConfig",
     "TrainConfig",

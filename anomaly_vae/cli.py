@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning
-from .options import ScoreConfig, TrainConfig
+from .options import ImageConfig, ScoreConfig, TrainConfig
 from .reporting import terminal
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .data.image_source import ImageError
     from .serving.tracking import Registered
 
 DONE, UNEXPECTED, CALLERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -73,13 +74,14 @@ class _Verbs(click.Group):
 @click.version_option(package_name="anomaly-vae")
 @click.option("--traceback", is_flag=True, envvar="ANOMALY_VAE_DEBUG", help="Show where an error came from.")
 def main(traceback: bool) -> None:
-    """Learn the density of a table, flag the rows that are too improbable, and say why.
+    """Learn the density of a table, or of images, flag what is too improbable, and say why.
 
     \b
     Example:
       anomaly-vae train normal.csv --name pumps
       anomaly-vae score models:/pumps@champion today.parquet scored.parquet
       anomaly-vae explain models:/pumps@champion today.parquet
+      anomaly-vae train photos/ --name castings
     """
     _Verbs.stack_wanted = traceback
 
@@ -101,27 +103,36 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a
 def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     """Train a detector on DATA and register it.
 
-    DATA is a CSV or Parquet file or a folder of them. The last line printed is the model's URI. Repeating the same
-    command after an interruption goes on where it stopped.
+    DATA is a CSV or Parquet file or a folder of them; or images: a folder of PNG, JPEG, WebP or TIFF files, an .npy or
+    .npz array, a Parquet column of encoded files, or sklearn:digits. The last line printed is the model's URI.
+    Repeating the same command after an interruption goes on where it stopped.
 
     \b
     Example:
       anomaly-vae train normal.csv --name pumps --set latent=8
       anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
     """
-    config = TrainConfig.from_toml(given["config"]) if given["config"] else TrainConfig()
-    seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
-    config = config.updated([*given["settings"], *seed])
-    from .data.rows import labels, read_table
-    from .serving import tracking
+    from .data.rows import labels
+    from .serving import streams, tracking
 
     tracking.check_name(name)
-    frame, label, truth = _without(read_table(data), given["drop"]), given["label"], None
+    kind: type[TrainConfig] | type[ImageConfig] = ImageConfig if streams.holds_images(data) else TrainConfig
+    config = kind.from_toml(given["config"]) if given["config"] else kind()
+    seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
+    config = config.updated([*given["settings"], *seed])
+    label, truth = given["label"], None
+    if isinstance(config, ImageConfig):
+        read = streams.read_images(data, label=label, size=config.height_width)
+    else:
+        read = streams.read_all(data)
+    frame = _without(read.frame, given["drop"])
     if label:
         truth, frame = labels(_column(frame, label)), _without(frame, [label])
-    # A schema printed for the whole table names the label and dropped columns too.
-    kinds = {column: kind for column, kind in config.columns.items() if column not in {*given["drop"], label}}
-    config = TrainConfig.from_mapping({**config.to_dict(), "columns": kinds})
+    if isinstance(config, TrainConfig):
+        # A schema printed for the whole table names the label and dropped columns too.
+        kinds = {column: kind for column, kind in config.columns.items() if column not in {*given["drop"], label}}
+        config = TrainConfig.from_mapping({**config.to_dict(), "columns": kinds})
+    _tell_unreadable(read.errors)
     checkpoint = tracking.checkpoint_path(name, frame, config, truth)
     if checkpoint.exists():
         click.echo("Resuming the training that was interrupted.", err=True)
@@ -142,7 +153,11 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     if as_json:
         _print_json(_registered_facts(made))
         return
-    click.echo(_training_summary(made))
+    assert made.fit is not None
+    click.echo(terminal.training_lines(made.fit, made.detector))
+    if made.ranking:
+        click.echo(terminal.ranking_lines(made.ranking))
+    click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
 
 
@@ -163,9 +178,11 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
 def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) -> None:
     """Score the rows of INPUT into OUTPUT (.parquet or .csv).
 
-    INPUT is a CSV or Parquet file or a folder of them. OUTPUT has the key columns, or the row number, and for each row
-    its score, p-value, flag, threshold, Monte-Carlo error, attributions and the model's version; with --mc-se also
-    log p(x), its standard error, the posterior samples it took and whether they were enough.
+    INPUT is what the model was trained on: a CSV or Parquet file or a folder of them, or images (see `train`). OUTPUT
+    has the key columns, or the row number (of images the file's name), and for each row its score, p-value, flag,
+    threshold, Monte-Carlo error, attributions and the model's version; with --mc-se also log p(x), its standard error,
+    the posterior samples it took and whether they were enough. Images that cannot be read are listed in
+    OUTPUT.errors.csv.
 
     \b
     Example:
@@ -186,7 +203,8 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
         )
     rate = done.rows / max(done.seconds, 1e-9)
     if as_json:
-        _print_json({**vars(done), "path": str(done.path), "rows_per_second": rate, "model": model.uri})
+        paths = {"path": str(done.path), "errors": done.errors and str(done.errors)}
+        _print_json({**vars(done), **paths, "rows_per_second": rate, "model": model.uri})
         return
     doubtful = f" {done.unreliable:,} scores are unreliable (effective sample size under 5)." if done.unreliable else ""
     if done.unreached:
@@ -196,28 +214,44 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
         f"{done.flagged:,} flagged ({done.flagged / done.rows:.2%}).{doubtful}"
     )
     click.echo(f"Written to {done.path}")
+    if done.unreadable:
+        click.echo(f"{done.unreadable:,} images could not be read; {done.errors} says why.", err=True)
 
 
 @main.command(short_help="Say why the strangest rows are strange.")
 @click.argument("model_uri")
 @click.argument("input", type=click.Path())
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows, strangest first.")
+@click.option("--out", type=click.Path(), metavar="FOLDER", help="Of images: where to write a sheet and heat maps.")
+@click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @as_json
-def explain(model_uri: str, input: str, top: int, as_json: bool) -> None:
-    """Say why the strangest rows of INPUT are strange.
+def explain(model_uri: str, input: str, top: int, out: str | None, overwrite: bool, as_json: bool) -> None:
+    """Say why the strangest rows, or images, of INPUT are strange.
 
     For each row: what every column costs in nats (surprise; the parts sum to the score), the value it has and the value
-    that the model expected in its place.
+    that the model expected in its place. For images, with --out: a sheet of the strangest beside what was expected and
+    which pixels cost the nats, and each one's heat map, as PNG files.
 
     \b
     Example:
       anomaly-vae explain models:/pumps@champion today.parquet --top 3
+      anomaly-vae explain models:/castings@champion photos/ --top 12 --out strange/
     """
     from .serving import tracking
-    from .serving.batch import strangest_rows
+    from .serving.batch import strangest, strangest_rows
 
     model = tracking.load(model_uri)
     detector = model.detector
+    if out is not None:
+        from .serving.pictures import write_pictures
+
+        found = strangest(detector, input, top=top, schema=detector.schema)
+        written = write_pictures(detector, found, Path(out), overwrite=overwrite)
+        if as_json:
+            _print_json({"sheet": str(written[0]), "heat_maps": list(map(str, written[1:]))})
+        else:
+            click.echo(f"The {len(found)} strangest images, what was expected and what cost the nats: {written[0]}")
+        return
     scores = strangest_rows(detector, input, top=top, columns=EXPLAINED_COLUMNS, schema=detector.schema)
     if as_json:
         _print_json([_explained(row, scores.loc[row]) for row in scores.index])
@@ -312,17 +346,17 @@ def calibrate(model_uri: str, data: str, as_json: bool) -> None:
     Example:
       anomaly-vae calibrate models:/pumps@champion normal_october.parquet
     """
-    from .data.rows import read_table
-    from .serving import tracking
+    from .serving import streams, tracking
 
     model = tracking.load(model_uri)
-    frame = read_table(data, text=model.detector.schema.text_columns)
-    made = tracking.recalibrate_and_register(model.uri, frame)
+    read = streams.read_all(data, model.detector.schema)
+    _tell_unreadable(read.errors)
+    made = tracking.recalibrate_and_register(model.uri, read.frame)
     if as_json:
         _print_json(_registered_facts(made))
         return
     click.echo(f"{model.uri} calibrated anew with {made.detector.calibration.rows:,} rows.")
-    click.echo(_champion_line(made))
+    click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
 
 
@@ -360,6 +394,13 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series:
     return frame[name]
 
 
+def _tell_unreadable(errors: Sequence[ImageError]) -> None:
+    for error in errors[:MAX_WARNINGS]:
+        click.echo(f"Warning: left out: {error}", err=True)
+    if len(errors) > MAX_WARNINGS:
+        click.echo(f"Warning: {len(errors) - MAX_WARNINGS} more images are left out.", err=True)
+
+
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
@@ -367,30 +408,6 @@ def _print_json(value: Any) -> None:
 def _registered_facts(made: Registered) -> dict[str, Any]:
     ranking = made.ranking.to_dict() if made.ranking else None
     return {"uri": made.uri, "run_id": made.run_id, "champion": made.champion, "ranking": ranking}
-
-
-def _training_summary(made: Registered) -> str:
-    assert made.fit is not None
-    schema, split = made.detector.schema, {name: len(rows) for name, rows in made.fit.split.items()}
-    best = max(made.fit.history, key=lambda epoch: epoch.validation_elbo)
-    lines = [
-        f"Trained on {split['train']:,} rows of {len(schema.modelled)} columns; {split['validation']:,} more decided "
-        f"when to stop, {split['calibration']:,} set the thresholds."
-    ]
-    lines += [f"  column {column.name!r} ignored: {column.reason}" for column in schema.ignored]
-    lines.append(
-        f"Best of {len(made.fit.history)} epochs: validation ELBO {best.validation_elbo:.2f} nats a row, "
-        f"KL {best.kl:.2f}, {best.active_units} active units."
-    )
-    if made.ranking:
-        lines.append(terminal.ranking_lines(made.ranking))
-    return "\n".join([*lines, _champion_line(made)])
-
-
-def _champion_line(made: Registered) -> str:
-    if made.champion:
-        return f"Registered as version {made.version} of {made.name}, the champion."
-    return f"Registered as version {made.version} of {made.name}; the champion stays as it was."
 
 
 def _explained(row: Any, scores: pd.Series) -> dict[str, Any]:

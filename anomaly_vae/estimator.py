@@ -20,12 +20,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from . import training
+from .data.images import ImageSchema, frame_of, is_image_column
 from .data.rows import split_rows
 from .data.schema import Schema, named
 from .detection.detector import Detector
 from .errors import CalibrationError, ConfigError, NotFittedError, SchemaError, TrainingWarning
+from .models.conv import ImageVAE
+from .models.family import Model
 from .models.vae import VAE
-from .options import TrainConfig
+from .options import Config, ImageConfig, TrainConfig
 from .training import Epoch
 
 FEWEST_ROWS = 10
@@ -47,8 +50,8 @@ class Fit:
 
 
 def fit_detector(
-    frame: pd.DataFrame,
-    config: TrainConfig | None = None,
+    frame: pd.DataFrame | NDArray[Any],
+    config: Config | None = None,
     *,
     sample_weight: ArrayLike | None = None,
     key: pd.Series | None = None,
@@ -59,8 +62,9 @@ def fit_detector(
     """Fit a schema, train a model and calibrate it, on three disjoint parts of the rows.
 
     Args:
-        frame: Rows, mostly normal ones, at least 10.
-        config: Settings; the defaults are meant to be left alone.
+        frame: Rows, mostly normal ones, at least 10; or images: an array (n, h, w) or (n, h, w, c), of levels 0 to 255
+            or of floats in [0, 1], or a DataFrame with one column of images.
+        config: Settings, `TrainConfig` for a table, `ImageConfig` for images; the defaults are meant to be left alone.
         sample_weight: Weight of each row in training, (n,).
         key: A key for each row, (n,): the split then goes by its hash instead of by position.
         checkpoint: See `training.fit`.
@@ -71,7 +75,10 @@ def fit_detector(
         SchemaError: Too few rows, or columns or cells that cannot be used.
         TrainingError: See `training.fit`.
     """
-    config = config or TrainConfig()
+    if isinstance(frame, np.ndarray):
+        frame = frame_of(frame)
+    config = config or (ImageConfig() if is_image_column(frame) else TrainConfig())
+    _check_kind(config, frame)
     frame = named(frame)
     if len(frame) < FEWEST_ROWS:
         raise SchemaError(
@@ -82,32 +89,51 @@ def fit_detector(
     fractions = {"calibration": config.calibration_share(len(frame)), "validation": config.validation}
     split = split_rows(len(frame) if key is None else key, fractions=fractions, seed=config.seed)
     rows = {name: frame.iloc[positions] for name, positions in split.items()}
-    schema = Schema.fit(frame, kinds=config.columns, rows=split["train"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = VAE(schema.modelled, config)
+    schema, model = _made(frame, config, split["train"])
     weights = None
     if sample_weight is not None:
         weights = torch.from_numpy(np.asarray(sample_weight, dtype=np.float32)[split["train"]])
     x = torch.from_numpy(schema.encode(rows["train"]))
+    held = torch.from_numpy(schema.encode(rows["validation"]))
     history = training.fit(
         model,
         x,
-        validation=torch.from_numpy(schema.encode(rows["validation"])),
+        validation=held,
         config=config,
         weights=weights,
         checkpoint=checkpoint,
         on_epoch=on_epoch,
         progress=progress,
     )
-    return Fit(Detector.calibrated(schema, model, config, rows["calibration"], trained=x), history, split)
+    detector = Detector.calibrated(schema, model, config, rows["calibration"], trained=x, held=held)
+    return Fit(detector, history, split)
+
+
+def _check_kind(config: Config, frame: pd.DataFrame) -> None:
+    if isinstance(config, TrainConfig) and is_image_column(frame):
+        raise ConfigError("the settings of images must be an ImageConfig, got a TrainConfig. Pass that, or none.")
+    if isinstance(config, ImageConfig) and frame.shape[1] != 1:
+        raise ConfigError(
+            f"the settings of a table must be a TrainConfig, got an ImageConfig and {frame.shape[1]} columns. Pass it."
+        )
+
+
+def _made(frame: pd.DataFrame, config: Config, train: NDArray[np.intp]) -> tuple[Schema | ImageSchema, Model]:
+    """Return the schema fitted to some rows and a model of it, untrained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if isinstance(config, ImageConfig):
+            images = ImageSchema.fit(frame, size=config.height_width, rows=train)
+            return images, ImageVAE(images.shape, config)
+        schema = Schema.fit(frame, kinds=config.columns, rows=train)
+        return schema, VAE(schema.modelled, config)
 
 
 class AnomalyDetector(OutlierMixin, BaseEstimator):
-    """A detector of improbable rows in scikit-learn's conventions: high scores are normal.
+    """A detector of improbable rows, or images, in scikit-learn's conventions: high scores are normal.
 
     Args:
-        config: Settings of model, training and score; by default `TrainConfig()`.
+        config: Settings of model, training and score; by default `TrainConfig()`, or `ImageConfig()` for images.
         alpha: False-alarm rate on normal rows that `predict` promises.
         random_state: Overrides `config.seed`; an integer for the same result twice.
         verbose: Whether to show a progress bar.
@@ -129,7 +155,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
     def __init__(
         self,
-        config: TrainConfig | None = None,
+        config: Config | None = None,
         *,
         alpha: float = 0.05,
         random_state: Any = None,
@@ -144,7 +170,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         """Fit to rows.
 
         Args:
-            X: Array (n, m) of numbers, NaN = missing, or a DataFrame of mixed columns.
+            X: Array (n, m) of numbers, NaN = missing, or a DataFrame of mixed columns; or images: an array (n, h, w) or
+                (n, h, w, c) of uint8 levels or of floats in [0, 1], or a DataFrame with one column of images.
             y: Ignored.
             sample_weight: Weight of each row in training, (n,).
 
@@ -154,7 +181,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < 1:
             raise ConfigError(f"alpha must be a number between 0 and 1, got {self.alpha!r}. Choose for example 0.05.")
         frame = self._frame(X, reset=True)
-        config = self.config or TrainConfig()
+        config = self.config or (ImageConfig() if is_image_column(frame) else TrainConfig())
         if self.random_state is not None:
             whole = isinstance(self.random_state, (int, np.integer))
             seed = int(self.random_state) if whole else int(check_random_state(self.random_state).randint(2**31))
@@ -229,6 +256,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         return -self.score_samples(X)
 
     def _frame(self, X: Any, *, reset: bool) -> pd.DataFrame:
+        if isinstance(X, np.ndarray) and X.ndim in (3, 4):
+            X = frame_of(X)
         if isinstance(X, pd.DataFrame):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X

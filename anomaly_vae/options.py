@@ -124,6 +124,7 @@ class FitConfig(Options):
     objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
     train_k: int = _option(1, "posterior samples per row in training")
     beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
+    input_noise: float = _option(0.0, "standard deviation of the noise added to the encoder's input in training")
     steps: int | None = _option(None, "optimiser steps; by default 2000, or three passes over the rows, at most 20000")
     batch_size: int = _option(256, "rows per optimiser step")
     learning_rate: float = _option(3e-3, "AdamW's step size, cosine-annealed to a twentieth")
@@ -176,6 +177,7 @@ class FitConfig(Options):
         self._check_numbers(
             {
                 "beta": NOT_NEGATIVE,
+                "input_noise": NOT_NEGATIVE,
                 "weight_decay": NOT_NEGATIVE,
                 "learning_rate": POSITIVE,
                 "clip_norm": POSITIVE,
@@ -252,7 +254,6 @@ class TrainConfig(FitConfig):
         self._check_optional_integers("latent")
         self._check_numbers(
             {
-                "input_noise": NOT_NEGATIVE,
                 "variance": POSITIVE,
                 "hide": (lambda v: 0 <= v <= 0.5, "be a share from 0 to 0.5"),
                 "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
@@ -279,7 +280,6 @@ class ImageConfig(FitConfig):
     latent: int = _option(32, "latent width; of a ladder, of each of its layers")
     channels: int = _option(32, "channels of the widest images; each halving of the sides doubles them, up to fourfold")
     blocks: int = _option(1, "residual blocks at each size")
-    conditional: bool = _option(False, "condition the model on the class of the image (--label)")
     k: int = _option(4, "posterior samples per image when scoring, one of calibration_k")
     calibration_k: tuple[int, ...] = _option((1, 4, 16), "numbers of samples to calibrate for")
     batch_size: int = _option(128, "images per optimiser step")
@@ -292,7 +292,16 @@ class ImageConfig(FitConfig):
         self._check_integers("latent", "channels", "blocks")
         self._check_integer_lists("size")
         _check(len(self.size) in (0, 2), "size", "be empty or [height, width]", self.size)
-        self._check_flags("conditional", "mixed_precision")
+        self._check_flags("mixed_precision")
+
+    @property
+    def height_width(self) -> tuple[int, int] | None:
+        """The size that images are brought to; None: chosen by the images."""
+        return (self.size[0], self.size[1]) if self.size else None
+
+
+Config = TrainConfig | ImageConfig
+"""How a detector is trained, of a table or of images."""
 
 
 @dataclass(frozen=True, kw_only=True)

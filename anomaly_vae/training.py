@@ -24,12 +24,12 @@ from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
-from .models.fused import FusedVAE
+from .models.family import Model
 from .models.gradients import FlatParameters, WrittenOutGradient
 from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
 from .models.threads import threads_worth
 from .models.vae import VAE, active_units
-from .options import TrainConfig
+from .options import FitConfig, TrainConfig
 
 VALIDATION_SAMPLES = 8
 VALIDATION_ROWS = 4096
@@ -79,7 +79,7 @@ class Epoch:
 class _State:
     """Everything that a resumed run must find as it was."""
 
-    model: VAE
+    model: Model
     flat: FlatParameters
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -104,7 +104,7 @@ class _Plan:
     steps_per_epoch: int
 
     @classmethod
-    def of(cls, n: int, config: TrainConfig) -> _Plan:
+    def of(cls, n: int, config: FitConfig) -> _Plan:
         one_pass = math.ceil(n / config.batch_size)
         longest = max(250, LONGEST_EPOCH // config.batch_size)
         return cls(config.steps or min(max(2000, 3 * one_pass), 20_000), min(max(one_pass, 25), longest))
@@ -129,11 +129,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def fit(
-    model: VAE,
+    model: Model,
     x: Tensor,
     *,
     validation: Tensor,
-    config: TrainConfig,
+    config: FitConfig,
     weights: Tensor | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -165,7 +165,7 @@ def fit(
     if weights is not None:
         if not weights.sum() > 0:
             raise ConfigError("sample_weight must be positive for some training row, got zeros. Give other weights.")
-        weights = (weights / weights.mean()).to(device=device, dtype=x.dtype)
+        weights = (weights / weights.mean()).to(device=device, dtype=torch.float32)
     plan, rows = _Plan.of(len(x), config), _Rows(x, validation, weights)
     flat = FlatParameters(list(model.parameters()))
     state = _State(
@@ -200,7 +200,7 @@ def fit(
     flat.release()
     model.load_state_dict(state.best)
     model.eval()
-    if config.companions:
+    if isinstance(model, VAE) and isinstance(config, TrainConfig) and config.companions:
         known = torch.cat([x, validation]) if weights is None else x
         model.accompany(known, classes=config.companions, seed=config.seed, weights=weights)
     _warn_of_collapse(state.history)
@@ -218,7 +218,7 @@ def _warn_of_collapse(history: list[Epoch]) -> None:
         )
 
 
-def _run_epoch(state: _State, rows: _Rows, config: TrainConfig, plan: _Plan) -> Tensor:
+def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Tensor:
     """Take the steps of one epoch; return the means of (loss, ELBO, KL, reconstruction)."""
     model, generator, x, n = state.model, state.generator, rows.train, len(rows.train)
     first = len(state.history) * plan.steps_per_epoch
@@ -228,7 +228,7 @@ def _run_epoch(state: _State, rows: _Rows, config: TrainConfig, plan: _Plan) -> 
     order = torch.cat([torch.randperm(n, generator=generator, device=x.device) for _ in range(passes)])
     batches = _drawn(model, x, order[: steps * size].split(size), config, generator)
     facts: list[tuple[Tensor, Tensor, Tensor]] = []
-    gradient = WrittenOutGradient(model) if config.objective == "elbo" and WrittenOutGradient.serves(model) else None
+    gradient = _written_out_gradient(model, config)
     for i in range(steps):
         beta, rate = schedule(first + i, plan.steps, config)
         for group in state.optimizer.param_groups:
@@ -245,8 +245,14 @@ def _run_epoch(state: _State, rows: _Rows, config: TrainConfig, plan: _Plan) -> 
     return torch.stack([loss, reconstruction - kl, kl, reconstruction])
 
 
+def _written_out_gradient(model: Model, config: FitConfig) -> WrittenOutGradient | None:
+    if isinstance(model, VAE) and config.objective == "elbo" and WrittenOutGradient.serves(model):
+        return WrittenOutGradient(model)
+    return None
+
+
 def _autograd_step(
-    state: _State, x: Tensor, batch: _Batch, weights: Tensor | None, beta: float, config: TrainConfig
+    state: _State, x: Tensor, batch: _Batch, weights: Tensor | None, beta: float, config: FitConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Set the gradients of a batch's loss; return the loss, the KL and the reconstruction of each row, (b,)."""
     model = state.model
@@ -280,26 +286,29 @@ class _Batch:
 
 
 def _drawn(
-    model: VAE, x: Tensor, batches: Sequence[Tensor], config: TrainConfig, generator: torch.Generator
+    model: Model, x: Tensor, batches: Sequence[Tensor], config: FitConfig, generator: torch.Generator
 ) -> Iterator[_Batch]:
     """Yield the batches with their random parts, drawn for many steps at once, which costs far less than each alone."""
     size, k = len(batches[0]), config.train_k
-    at_once = max(1, DRAWN_NUMBERS // (size * (x.shape[1] + model.input.width + k * model.latent)))
+    width = model.input.width if isinstance(model, VAE) else model.columns
+    at_once = max(1, DRAWN_NUMBERS // (size * (x.shape[1] + width + k * model.latent)))
     for first in range(0, len(batches), at_once):
         some = batches[first : first + at_once]
         chosen = torch.cat(list(some))
         noise = torch.randn(len(some), k, size, model.latent, generator=generator, device=x.device)
-        rows = _with_hidden_cells(x[chosen], config.hide, generator)
+        rows = x[chosen]
+        if isinstance(config, TrainConfig):
+            rows = _with_hidden_cells(rows, config.hide, generator)
         entered = model.input(rows)
         if config.input_noise:
-            entered += config.input_noise * torch.randn(entered.shape, generator=generator, device=x.device)
+            entered = entered + config.input_noise * torch.randn(entered.shape, generator=generator, device=x.device)
         parts = (rows, rows.nan_to_num(0.0), (~rows.isnan()).to(x.dtype), entered)
         for part in zip(some, *(p.split(size) for p in parts), noise, strict=True):
             yield _Batch(*part)
 
 
 def _prior_without_themselves(
-    model: VAE, x: Tensor, chosen: Tensor, generator: torch.Generator
+    model: Model, x: Tensor, chosen: Tensor, generator: torch.Generator
 ) -> GaussianMixture | None:
     """Return the aggregated posterior of exemplars drawn for this step, without the row itself; None if it is fixed."""
     if not isinstance(model.prior, AggregatedPosterior):
@@ -318,7 +327,7 @@ def _with_hidden_cells(batch: Tensor, share: float, generator: torch.Generator) 
     return batch.masked_fill(hidden, torch.nan)
 
 
-def schedule(step: int, total: int, config: TrainConfig) -> tuple[float, float]:
+def schedule(step: int, total: int, config: FitConfig) -> tuple[float, float]:
     """Return beta (linear warm-up) and the learning rate (cosine to a twentieth) at a step."""
     warm = config.warmup * total
     beta = config.beta * min(1.0, (step + 1) / warm) if warm >= 1 else config.beta
@@ -326,7 +335,7 @@ def schedule(step: int, total: int, config: TrainConfig) -> tuple[float, float]:
     return beta, config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _summary(state: _State, sums: Tensor, rows: _Rows, config: TrainConfig, plan: _Plan, seconds: float) -> Epoch:
+def _summary(state: _State, sums: Tensor, rows: _Rows, config: FitConfig, plan: _Plan, seconds: float) -> Epoch:
     loss, elbo, kl, reconstruction = sums.tolist()
     number = len(state.history) + 1
     if not math.isfinite(loss):
@@ -354,11 +363,11 @@ def _summary(state: _State, sums: Tensor, rows: _Rows, config: TrainConfig, plan
 
 
 @torch.inference_mode()
-def _elbo(model: VAE, held: Tensor, config: TrainConfig) -> tuple[float, Tensor]:
+def _elbo(model: Model, held: Tensor, config: FitConfig) -> tuple[float, Tensor]:
     """Return the mean ELBO of rows (v, m), and their posterior means, (v, l)."""
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.randn(VALIDATION_SAMPLES, model.latent, generator=generator).to(held.device)
-    fused, total, means = FusedVAE(model, "float32"), 0.0, []
+    fused, total, means = model.scorer("float32"), 0.0, []
     for part in held.split(VALIDATION_BLOCK if held.device.type == "cpu" else VALIDATION_ROWS):
         rows = fused.rows(part)
         log_weights = fused.log_densities(rows, noise)[1]
@@ -367,7 +376,7 @@ def _elbo(model: VAE, held: Tensor, config: TrainConfig) -> tuple[float, Tensor]
     return total / len(held), torch.cat(means)
 
 
-def _finished(history: list[Epoch], epochs: int, config: TrainConfig, *, early: bool) -> bool:
+def _finished(history: list[Epoch], epochs: int, config: FitConfig, *, early: bool) -> bool:
     if len(history) >= epochs:
         return True
     if not early or len(history) <= config.warmup * epochs:
@@ -376,7 +385,7 @@ def _finished(history: list[Epoch], epochs: int, config: TrainConfig, *, early: 
     return len(history) - 1 - best >= config.patience
 
 
-def _fingerprint(rows: _Rows, config: TrainConfig) -> str:
+def _fingerprint(rows: _Rows, config: FitConfig) -> str:
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     for tensor in (rows.train, rows.validation, rows.weights):
         if tensor is not None:

@@ -208,6 +208,7 @@ def _quality(anomalous: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple
 def in_bf16(detector: Detector) -> VAE:
     """Return the detector's model with the decoder's hidden layers in bfloat16."""
     model = copy.deepcopy(detector.model)
+    assert isinstance(model, VAE)
     model.precision = "bf16"
     return model
 

@@ -35,7 +35,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
-from anomaly_vae.data.schema import decode_cells
+from anomaly_vae.data.schema import Schema, decode_cells
 from anomaly_vae.detection.scores import expected_cells
 from anomaly_vae.errors import AnomalyVaeError, DataWarning
 
@@ -150,8 +150,9 @@ def imputation(detector: Detector, train: pd.DataFrame, normal: pd.DataFrame) ->
 
     Numbers: root mean squared error in standard deviations of the training column; categories: share guessed right.
     """
-    x = detector.encode(normal)
-    for j, column in enumerate(detector.schema.modelled):
+    x, schema = detector.encode(normal), detector.schema
+    assert isinstance(schema, Schema)
+    for j, column in enumerate(schema.modelled):
         there = np.flatnonzero(normal[column.name].notna())[:IMPUTED_ROWS]
         guess = expected_cells(detector.model, x[there], torch.full((len(there),), j), noise=detector.noise[:16])
         cells, truth, seen = decode_cells(guess, column), normal[column.name].iloc[there], train[column.name]
@@ -166,6 +167,7 @@ def imputation(detector: Detector, train: pd.DataFrame, normal: pd.DataFrame) ->
 
 def unseen(detector: Detector, normal: pd.DataFrame) -> Iterator[Facts]:
     """Share of rows flagged once a cell holds a category never seen, by column, and whether all scores are finite."""
+    assert isinstance(detector.schema, Schema)
     for column in detector.schema.modelled:
         if column.kind in ("binary", "categorical"):
             out = detector.score_frame(normal.assign(**{column.name: "never seen"}), alpha=ALPHA)

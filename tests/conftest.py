@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from anomaly_vae import Detector, TrainConfig, fit_detector
+from anomaly_vae import Detector, ImageConfig, TrainConfig, fit_detector
 
 
 def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:
@@ -51,3 +51,21 @@ def fresh_rows() -> pd.DataFrame:
 def detector(training_rows: pd.DataFrame) -> Detector:
     config = TrainConfig(score_kind="likelihood", steps=600, hidden=(32,), learning_rate=0.01)
     return fit_detector(training_rows, config).detector
+
+
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits, (1797, 8, 8) levels, and which digit each is."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.round(digits.images * 255 / 16).astype(np.uint8), digits.target
+
+
+IMAGE_CONFIG = ImageConfig(steps=150, latent=8, channels=16, calibration_k=(1, 4))
+
+
+@pytest.fixture(scope="session")
+def image_detector() -> Detector:
+    """A detector of digits that has never seen a 3."""
+    images, digit = digit_images()
+    return fit_detector(images[digit != 3], IMAGE_CONFIG).detector

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import SchemaError, UnreadableImageError
-from .pixels import has_colour, in_order, pixels_of, quantised, with_channels
+from .pixels import format_of, has_colour, in_order, pixels_of, quantised, with_channels
 
 IMAGE = "image"
 """Default name of the column of images."""
@@ -415,3 +415,16 @@ def _refuse_faults(frame: pd.DataFrame, column: str, faults: Sequence[Fault]) ->
     row = label.item() if isinstance(label, np.generic) else label
     others = f" {len(faults) - 1} more of {len(frame)} images are unreadable." if len(faults) > 1 else ""
     raise SchemaError(f"the image in row {row!r} {reason}{others}", column=column, row=row, faults=tuple(faults))
+
+
+def is_image_column(frame: pd.DataFrame) -> bool:
+    """Whether a table is one column of images: arrays, Pillow images, or bytes that begin as an image file does."""
+    if frame.shape[1] != 1 or not len(frame):
+        return False
+    column = frame.iloc[:, 0]
+    if column.dtype != object:
+        return False
+    cell = next((cell for cell in column if cell is not None), None)
+    if isinstance(cell, bytes | bytearray | memoryview):
+        return format_of(bytes(cell[:16])) is not None
+    return isinstance(cell, Image.Image) or (isinstance(cell, np.ndarray) and cell.ndim in (2, 3))

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.fused import FusedVAE, Rows
+from ..models.family import Model
+from ..models.fused import Rows, Scorer
 from ..models.threads import threads_worth
-from ..models.vae import VAE
 from .scores import RELIABLE_SAMPLES, SMALLEST_BLOCK
 
 CHUNK = 64
@@ -108,7 +108,7 @@ def looks(max_k: int) -> list[int]:
 
 
 @torch.inference_mode()
-def log_likelihoods(model: VAE, x: Tensor, *, mc_se: float, max_k: int = MAX_K, seed: int = 0) -> LogLikelihoods:
+def log_likelihoods(model: Model, x: Tensor, *, mc_se: float, max_k: int = MAX_K, seed: int = 0) -> LogLikelihoods:
     """Estimate log p(x) of each row by importance sampling, until its standard error is within a bound.
 
     Args:
@@ -135,19 +135,19 @@ def log_likelihoods(model: VAE, x: Tensor, *, mc_se: float, max_k: int = MAX_K, 
     return LogLikelihoods(*joined)
 
 
-def _of_span(model: VAE, x: Tensor, bound: float, max_k: int, seed: int) -> LogLikelihoods:
+def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int) -> LogLikelihoods:
     n = len(x)
     generator = torch.Generator().manual_seed(seed)
     seen = RunningWeights(n)
     active = torch.arange(n)
     with threads_worth(SMALLEST_BLOCK * CHUNK * model.largest_product):
-        fused = FusedVAE(model)
+        fused = model.scorer()
         rows = _encoded(fused, x)
         before = 0
         for k in looks(max_k):
             packed = [(part, rows.part(_padded(part, GROUP))) for part in active.split(GROUP)]
             for _ in range(before, k, CHUNK):
-                noise = torch.randn(CHUNK, model.latent, generator=generator).to(x)
+                noise = torch.randn(CHUNK, model.latent, generator=generator).to(x.device)
                 for part, group in packed:
                     log_w = _log_weights(fused, group, len(part), noise)
                     seen.add(part, log_w)
@@ -165,7 +165,7 @@ def _within(seen: RunningWeights, bound: float) -> Tensor:
     return (seen.error() <= bound) & (seen.effective() >= RELIABLE_SAMPLES)
 
 
-def _encoded(fused: FusedVAE, x: Tensor) -> Rows:
+def _encoded(fused: Scorer, x: Tensor) -> Rows:
     """Return rows with their posteriors, encoded in groups of one shape."""
     parts = []
     for part in x.split(GROUP):
@@ -178,7 +178,7 @@ def _padded(chosen: Tensor, size: int) -> Tensor:
     return torch.cat([chosen, chosen[:1].expand(size - len(chosen))])
 
 
-def _log_weights(fused: FusedVAE, group: Rows, kept: int, noise: Tensor) -> Tensor:
+def _log_weights(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> Tensor:
     """Return log weights (k, GROUP), float64, in blocks of one shape; zeros for blocks of padding."""
     out = torch.zeros(len(noise), len(group.x), dtype=torch.float64)
     for start in range(0, kept, SMALLEST_BLOCK):

@@ -2,15 +2,17 @@
 
 ================  ==========================================================================================
 config.json       format version, package version, settings, schema, digests of the other files
-model.safetensors weights, calibration scores, noise, what missing cells are charged
-golden.json       rows drawn from the model, with their scores
+model.safetensors weights, calibration scores, noise, what missing cells are charged or how statistics are distributed
+golden.json       rows drawn from the model, with their scores; images as PNG in base64
 ================  ==========================================================================================
 
-Nothing in it is executable and no training row is in it. Format version 2; version 1, without companions, is read.
+Nothing in it is executable and no training row is in it. Format version 3; version 2, of tables alone, and version 1,
+without companions, are read.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -29,17 +31,22 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ..data.images import ImageSchema
 from ..data.schema import Schema
 from ..errors import AnomalyVaeError, ArtifactError, OutputExistsError
+from ..models.conv import ImageVAE
+from ..models.family import Model
 from ..models.mixture import ClassMixture
 from ..models.vae import VAE
-from ..options import TrainConfig
+from ..options import Config, ImageConfig, TrainConfig
 from .attribution import plain
+from .complexity import COMPRESSOR
+from .statistics import StatisticsDensity
 
 if TYPE_CHECKING:
     from .detector import Detector
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 GOLDEN_ROWS = 8
 LARGEST_JSON = 64 << 20
 LATER_SETTINGS: dict[str, Any] = {
@@ -57,12 +64,13 @@ CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
 class Loaded:
     """What the files hold."""
 
-    schema: Schema
-    model: VAE
-    config: TrainConfig
+    schema: Schema | ImageSchema
+    model: Model
+    config: Config
     calibration: dict[int, NDArray[np.float64]]
     noise: Tensor
     missing_cost: Tensor | None
+    statistics: StatisticsDensity | None
     golden: dict[str, Any]
 
 
@@ -83,6 +91,8 @@ def _tensor_bytes(detector: Detector) -> bytes:
     tensors["noise"] = detector.noise
     if detector.missing_cost is not None:
         tensors["missing_cost"] = detector.missing_cost
+    if detector.statistics is not None:
+        tensors |= {f"statistics.{k}": torch.from_numpy(v) for k, v in vars(detector.statistics).items()}
     return save_tensors(tensors)
 
 
@@ -97,8 +107,7 @@ def save(detector: Detector, folder: Path) -> None:
     from .. import __version__
 
     tensors = _tensor_bytes(detector)
-    rows = detector.sample(GOLDEN_ROWS, seed=detector.config.seed)
-    records = [{name: plain(cell) for name, cell in row.items()} for row in rows.to_dict("records")]
+    records = _golden_records(detector)
     scores = detector.log_likelihood(
         frame_of(records, detector.schema), k=detector.config.k, kind=detector.config.score_kind
     )
@@ -113,6 +122,8 @@ def save(detector: Detector, folder: Path) -> None:
         "config": detector.config.to_dict(),
         "schema": detector.schema.to_dict(),
     }
+    if detector.statistics is not None:
+        config["compressor"] = COMPRESSOR
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -152,14 +163,14 @@ def load(folder: Path) -> Loaded:
                 raise _altered(name, "its digest differs from the one in config.json")
         if _digest(facts["config"], facts["schema"], tensors) != facts["digest"]:
             raise _altered(CONFIG, "its settings or schema were changed after saving")
-        config = TrainConfig.from_mapping({**LATER_SETTINGS, **facts["config"]})
-        schema = Schema.from_dict(facts["schema"])
         arrays = load_tensors(tensors)
-        with torch.random.fork_rng(devices=[]):
-            model = VAE(schema.modelled, config)
-        weights = {k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")}
-        model.companions = _companions(schema, weights)
+        weights = _named("model.", arrays)
+        schema, config, model = (
+            _of_images(facts) if facts["schema"].get("kind") == ImageSchema.kind else _of_a_table(facts, weights)
+        )
         model.load_state_dict(weights)
+        density = _named("statistics.", arrays)
+        statistics = StatisticsDensity(**{k: v.numpy() for k, v in density.items()}) if density else None
         calibration = {int(k.split(".")[1]): v.numpy() for k, v in arrays.items() if k.startswith("calibration.")}
         noise = arrays["noise"]
         parsed = json.loads(golden)
@@ -178,9 +189,41 @@ def load(folder: Path) -> Loaded:
         raise ArtifactError(
             f"the model must be as it was saved, got an error reading it: {reason}. Restore it."
         ) from error
-    return Loaded(
-        schema, model.eval().requires_grad_(False), config, calibration, noise, arrays.get("missing_cost"), parsed
-    )
+    model.eval().requires_grad_(False)
+    return Loaded(schema, model, config, calibration, noise, arrays.get("missing_cost"), statistics, parsed)
+
+
+def _named(prefix: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _of_a_table(facts: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Schema, TrainConfig, VAE]:
+    config = TrainConfig.from_mapping({**LATER_SETTINGS, **facts["config"]})
+    schema = Schema.from_dict(facts["schema"])
+    with torch.random.fork_rng(devices=[]):
+        model = VAE(schema.modelled, config)
+    model.companions = _companions(schema, weights)
+    return schema, config, model
+
+
+def _of_images(facts: dict[str, Any]) -> tuple[ImageSchema, ImageConfig, ImageVAE]:
+    if facts.get("compressor", COMPRESSOR) != COMPRESSOR:
+        raise ArtifactError(
+            f"the model must be used with the compressor it was trained with, {facts['compressor']}, got {COMPRESSOR}: "
+            "compressed lengths are part of its score. Train again, or restore that environment."
+        )
+    config, schema = ImageConfig.from_mapping(facts["config"]), ImageSchema.from_dict(facts["schema"])
+    with torch.random.fork_rng(devices=[]):
+        model = ImageVAE(schema.shape, config)
+    return schema, config, model
+
+
+def _golden_records(detector: Detector) -> list[dict[str, Any]]:
+    rows = detector.sample(GOLDEN_ROWS, seed=detector.config.seed)
+    if isinstance(detector.schema, ImageSchema):
+        column = detector.schema.column
+        return [{column: base64.b64encode(png).decode()} for png in rows[column]]
+    return [{name: plain(cell) for name, cell in row.items()} for row in rows.to_dict("records")]
 
 
 def _companions(schema: Schema, weights: dict[str, Tensor]) -> torch.nn.ModuleList:
@@ -210,9 +253,11 @@ def check_golden(detector: Detector, golden: dict[str, Any]) -> None:
         )
 
 
-def frame_of(records: list[dict[str, Any]], schema: Schema) -> pd.DataFrame:
+def frame_of(records: list[dict[str, Any]], schema: Schema | ImageSchema) -> pd.DataFrame:
     """Return JSON rows as a table of the schema's dtypes."""
     frame = pd.DataFrame(records, columns=list(schema.names))
+    if isinstance(schema, ImageSchema):
+        return frame
     for column in schema.modelled:
         if column.dtype == "datetime64[ns]":
             frame[column.name] = pd.to_datetime(frame[column.name])

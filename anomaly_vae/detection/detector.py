@@ -15,16 +15,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.images import ImageSchema
 from ..data.schema import Schema, named
 from ..errors import CalibrationError, ConfigError, DataWarning, ShapeError
+from ..models.conv import ImageVAE
+from ..models.family import Model
 from ..models.vae import VAE
-from ..options import TrainConfig
+from ..options import Config, TrainConfig
 from . import artifact
 from .adaptive import MAX_K, LogLikelihoods, log_likelihoods
 from .attribution import attributions
 from .calibration import Calibration, discovery_cutoff
+from .image_scores import (
+    fitted_density,
+    heat_maps,
+    pixel_attributions,
+    reconstructions,
+    score_images,
+    statistic_attributions,
+)
 from .missing import charged, expected_costs, total
 from .scores import RELIABLE_SAMPLES, Scores, score_rows
+from .statistics import StatisticsDensity
 
 SCORE_COLUMNS = (
     "anomaly_score", "score_kind", "p_value", "is_anomaly", "threshold", "mc_se", "ess", "reliable", "attributions",
@@ -35,15 +47,16 @@ LIKELIHOOD_COLUMNS = ("log_likelihood", "log_likelihood_se", "log_likelihood_k",
 
 @dataclass(frozen=True, eq=False)
 class Detector:
-    """A trained, calibrated detector of improbable rows.
+    """A trained, calibrated detector of improbable rows, of a table or of images (one column of images).
 
     Attributes:
-        schema: The table's columns.
+        schema: The table's columns, or what the images are brought to.
         model: The density, in eval mode.
         config: How it was trained; names the score and its k.
         calibration: Scores of held-out normal rows.
         noise: Standard normal draws shared by all rows, (k_max, l).
         missing_cost: What a missing cell of each column is charged, (m,), float64, nats; None: nothing.
+        statistics: The density of images' statistics; None for tables.
 
     Example:
         >>> from anomaly_vae import fit_detector, TrainConfig
@@ -54,16 +67,24 @@ class Detector:
         [False, True]
     """
 
-    schema: Schema
-    model: VAE
-    config: TrainConfig
+    schema: Schema | ImageSchema
+    model: Model
+    config: Config
     calibration: Calibration
     noise: Tensor
     missing_cost: Tensor | None = None
+    statistics: StatisticsDensity | None = None
 
     @classmethod
     def calibrated(
-        cls, schema: Schema, model: VAE, config: TrainConfig, frame: pd.DataFrame, *, trained: Tensor | None = None
+        cls,
+        schema: Schema | ImageSchema,
+        model: Model,
+        config: Config,
+        frame: pd.DataFrame,
+        *,
+        trained: Tensor | None = None,
+        held: Tensor | None = None,
     ) -> Self:
         """Make a detector from a trained model and held-out normal rows (may be none: then it gives no p-values).
 
@@ -73,14 +94,17 @@ class Detector:
             config: How it was trained.
             frame: Held-out normal rows.
             trained: Training rows, encoded, (n, m), from which to learn what a missing cell is charged.
+            held: Held-out normal images, encoded, (v, m), other than those of `frame`: their statistics are fitted.
         """
         generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(max(config.calibration_k), model.latent, generator=generator)
         model = model.cpu().eval().requires_grad_(False)
-        costs = None
-        if config.charge_missing and trained is not None:
+        costs = density = None
+        if isinstance(model, VAE) and isinstance(config, TrainConfig) and config.charge_missing and trained is not None:
             costs = expected_costs(model, trained.cpu(), noise=noise[: config.k], kind=config.score_kind)
-        bare = cls(schema, model, config, Calibration({}), noise, costs)
+        if isinstance(model, ImageVAE) and held is not None and len(held):
+            density = fitted_density(model, held.cpu(), noise=noise[: config.k], seed=config.seed)
+        bare = cls(schema, model, config, Calibration({}), noise, costs, density)
         return bare.calibrate(frame) if len(frame) else bare
 
     def calibrate(self, frame: pd.DataFrame) -> Self:
@@ -155,19 +179,7 @@ class Detector:
             threshold = self.threshold(cutoff, k=k) if cutoff else np.inf
         ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
         ess[np.isnan(scores.ess)] = pd.NA
-        reasons = None
-        if explain:
-            given = self.noise[:k]
-            reasons = attributions(
-                self.model,
-                self.schema,
-                named(frame),
-                x,
-                noise=given,
-                kind=self.config.score_kind,
-                top=explain,
-                missing_cost=self.missing_cost,
-            )
+        reasons = self._reasons(frame, x, k=k, top=explain) if explain else None
         columns = (
             scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
             scores.mc_se, scores.ess, ess, reasons,
@@ -190,7 +202,7 @@ class Detector:
             k: Posterior samples per row; memory does not grow with it.
             kind: A name in `scores.SCORES`.
         """
-        return score_rows(self.model, self.encode(frame), noise=self._noise(k), kind=kind)
+        return self._uncharged(self.encode(frame), k, kind)
 
     def estimate_log_likelihood(
         self, frame: pd.DataFrame, *, mc_se: float = 0.05, max_k: int = MAX_K
@@ -233,7 +245,7 @@ class Detector:
                 f"rows must be a pandas DataFrame, got {type(frame).__name__}. Wrap them with their names."
             )
         x = torch.from_numpy(self.schema.encode(frame, allow_missing=allow_missing))
-        empty = int(x.isnan().all(1).sum())
+        empty = int(x.isnan().all(1).sum()) if x.is_floating_point() else 0
         if empty:
             warnings.warn(
                 f"rows without any observed cell: {empty}. Nothing speaks against them, so they score as normal",
@@ -247,6 +259,58 @@ class Detector:
         x = self.model.sample(n, torch.Generator().manual_seed(seed))
         return self.schema.decode(x.numpy())
 
+    def heat_maps(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """Return what each pixel of images costs beyond a perfect reconstruction, nats, (n, h, w).
+
+        Colours are added up. High where the model is surprised; a little below 0 where the image is one of its own.
+
+        Args:
+            frame: Images, n rows.
+
+        Raises:
+            ConfigError: The detector is of tables.
+        """
+        x, model = self.encode(frame), self._images("heat maps")
+        maps = heat_maps(model, x, noise=self.noise[: self.config.k])
+        return maps.reshape(len(x), *model.shape).sum(1)
+
+    def pixels(self, frame: pd.DataFrame) -> NDArray[np.uint8]:
+        """Return images as the model sees them, (n, h, w, c) levels.
+
+        Args:
+            frame: Images, n rows.
+
+        Raises:
+            ConfigError: The detector is of tables.
+        """
+        x, model = self.encode(frame), self._images("pixels")
+        return x.reshape(len(x), *model.shape).permute(0, 2, 3, 1).numpy()
+
+    def reconstruct(self, frame: pd.DataFrame) -> NDArray[np.uint8]:
+        """Return the model's reconstruction of images, from the posterior means, (n, h, w, c) levels.
+
+        Args:
+            frame: Images, n rows.
+
+        Raises:
+            ConfigError: The detector is of tables.
+        """
+        x, model = self.encode(frame), self._images("reconstructions")
+        return reconstructions(model, x)
+
+    def _images(self, what: str) -> ImageVAE:
+        if not isinstance(self.model, ImageVAE):
+            raise ConfigError(f"{what} must be asked of a detector of images, got one of a table. Use attributions.")
+        return self.model
+
+    @property
+    def kind(self) -> str:
+        """What it was trained on, in words: "rows of 5 columns" or "images of 28 x 28"."""
+        if isinstance(self.schema, Schema):
+            return f"rows of {len(self.schema.modelled)} columns"
+        colours = " in colour" if self.schema.channels == 3 else ""
+        return f"images of {self.schema.height} x {self.schema.width}{colours}"
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything a score depends on, hexadecimal."""
@@ -254,9 +318,14 @@ class Detector:
 
     def describe(self) -> dict[str, Any]:
         """Return the detector's facts, JSON-able: columns, score, calibration, settings, digest."""
-        columns: Sequence[dict[str, Any]] = [
-            {"name": c.name, "kind": c.kind, "dtype": c.dtype, "reason": c.reason} for c in self.schema.columns
-        ]
+        columns: Sequence[dict[str, Any]]
+        if isinstance(self.schema, Schema):
+            columns = [
+                {"name": c.name, "kind": c.kind, "dtype": c.dtype, "reason": c.reason} for c in self.schema.columns
+            ]
+        else:
+            size = f"{self.schema.height} x {self.schema.width} x {self.schema.channels}"
+            columns = [{"name": self.schema.names[0], "kind": "image", "dtype": "bytes", "reason": size}]
         least = 1 / (self.calibration.rows + 1)
         return {
             "columns": columns,
@@ -286,7 +355,7 @@ class Detector:
         """
         parts = artifact.load(Path(folder))
         detector = cls(parts.schema, parts.model, parts.config, Calibration(parts.calibration), parts.noise)
-        detector = replace(detector, missing_cost=parts.missing_cost)
+        detector = replace(detector, missing_cost=parts.missing_cost, statistics=parts.statistics)
         artifact.check_golden(detector, parts.golden)
         return detector
 
@@ -300,9 +369,29 @@ class Detector:
         return log_likelihoods(self.model, x, mc_se=mc_se, max_k=max_k, seed=self.config.seed + 2)
 
     def _scores(self, x: Tensor, k: int) -> Scores:
-        scores = score_rows(self.model, x, noise=self._noise(k), kind=self.config.score_kind)
+        scores = self._uncharged(x, k, self.config.score_kind)
+        if self.missing_cost is None:
+            return scores
         return replace(scores, value=scores.value + total(charged(x, self.missing_cost)))
 
-    def scores_of_encoded(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _uncharged(self, x: Tensor, k: int, kind: str) -> Scores:
+        if isinstance(self.model, ImageVAE):
+            return score_images(self.model, x, noise=self._noise(k), kind=kind, density=self.statistics)
+        return score_rows(self.model, x, noise=self._noise(k), kind=kind)
+
+    def _reasons(self, frame: pd.DataFrame, x: Tensor, *, k: int, top: int) -> list[str]:
+        kind, noise = self.config.score_kind, self.noise[:k]
+        if isinstance(self.model, ImageVAE):
+            if kind == "statistics":
+                assert self.statistics is not None
+                return statistic_attributions(self.model, x, noise=noise, density=self.statistics, top=top)
+            return pixel_attributions(self.model, x, noise=noise, kind=kind, top=top)
+        assert isinstance(self.schema, Schema)
+        return attributions(
+            self.model, self.schema, named(frame), x,
+            noise=noise, kind=kind, top=top, missing_cost=self.missing_cost,
+        )  # fmt: skip
+
+    def scores_of_encoded(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Return the anomaly scores of already encoded rows (n, m), shape (n,), at the model's own k."""
         return self._scores(torch.from_numpy(x), self.config.k).value

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models import bounds
-from ..models.fused import FusedVAE, Rows
+from ..models.family import Model
+from ..models.fused import Rows, Scorer
 from ..models.threads import threads_worth
 from ..models.vae import VAE
 
@@ -145,12 +146,12 @@ def group_rows(k: int, columns: int) -> int:
     return rows * max(1, ENCODED_ROWS // rows)
 
 
-def _groups(model: VAE, x: Tensor, k: int) -> Iterator[tuple[slice, FusedVAE, Rows]]:
+def _groups(model: Model, x: Tensor, k: int) -> Iterator[tuple[slice, Scorer, Rows]]:
     """Yield blocks side by side: which rows they are, and these, padded to whole blocks, as the model sees them."""
     rows = block_rows(k, x.shape[1])
     group = group_rows(k, x.shape[1])
     with threads_worth(rows * min(k, LARGEST_CHUNK) * model.largest_product):
-        fused = FusedVAE(model)
+        fused = model.scorer()
         for start in range(0, len(x), group):
             block = x[start : start + group]
             if len(block) < group:
@@ -166,7 +167,7 @@ def _blocks(group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slic
             yield slice(start, start + rows), slice(first, min(first + LARGEST_CHUNK, len(noise)))
 
 
-def _log_densities(fused: FusedVAE, group: Rows, kept: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+def _log_densities(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return log p(x|z) and the log weights of a group, each (k, rows), float64; zeros for blocks of padding."""
     shape = (len(noise), len(group.x))
     log_px, log_w = (torch.zeros(shape, dtype=torch.float64, device=group.x.device) for _ in range(2))
@@ -176,7 +177,24 @@ def _log_densities(fused: FusedVAE, group: Rows, kept: int, noise: Tensor) -> tu
 
 
 @torch.inference_mode()
-def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood") -> Scores:
+def densities_of(model: Model, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z) and the log weights of each row's samples, each (k, n), float64.
+
+    Args:
+        model: Trained model in eval mode.
+        x: Encoded rows, (n, m).
+        noise: Standard normal draws, (k, l), shared by all rows.
+    """
+    log_px, log_w = (torch.empty(len(noise), len(x), dtype=torch.float64) for _ in range(2))
+    for rows, fused, group in _groups(model, x, len(noise)):
+        kept = rows.stop - rows.start
+        found = _log_densities(fused, group, kept, noise)
+        log_px[:, rows], log_w[:, rows] = (part[:, :kept].cpu() for part in found)
+    return log_px, log_w
+
+
+@torch.inference_mode()
+def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihood") -> Scores:
     r"""Score rows.
 
     .. math:: s(x) = -\log \tfrac1k \sum_i p(x, z_i) / q(z_i \mid x), \quad z_i \sim q(z \mid x)
@@ -207,14 +225,14 @@ def score_rows(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood"
         error[rows] = reduction.error(px, w)[kept].cpu().double()
         if reduction.weighted and k > 1:
             ess[rows] = bounds.effective_sample_size(w)[kept].cpu().double()
-    if reduction.accompanied and len(model.companions):
+    if reduction.accompanied and isinstance(model, VAE) and len(model.companions):
         value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x)
         error = model.share * error
     return Scores(value.numpy(), error.numpy(), ess.numpy())
 
 
 @torch.inference_mode()
-def split_scores(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihood") -> Parts:
+def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihood") -> Parts:
     r"""Split each row's score into its columns' parts and one latent part.
 
     With the self-normalised weights :math:`a_i \propto e^{w_i}`, the identity
@@ -244,7 +262,7 @@ def split_scores(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
             rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
             latent[rows] = rest[kept].cpu()
     dependence = torch.zeros_like(latent)
-    if reduction.accompanied and len(model.companions):
+    if reduction.accompanied and isinstance(model, VAE) and len(model.companions):
         parts, dependence = model.companions_split(x)
         columns = model.share * columns + (1.0 - model.share) * parts
         latent, dependence = model.share * latent, (1.0 - model.share) * dependence
@@ -252,7 +270,7 @@ def split_scores(model: VAE, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
 
 
 @torch.inference_mode()
-def expected_cells(model: VAE, x: Tensor, column: Tensor, *, noise: Tensor) -> NDArray[np.float32]:
+def expected_cells(model: Model, x: Tensor, column: Tensor, *, noise: Tensor) -> NDArray[np.float32]:
     """Return what the model expects in one cell of each row, given the row's other cells.
 
     The cell is hidden, the posterior is taken from the rest, and the decoder's expectation is averaged under the

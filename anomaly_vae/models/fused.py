@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,7 @@ class Rows:
         scale: Their exponentials, (n, l).
         spread: Sum of the log standard deviations, (n,).
         target, factor, constant: See `SummedNormals.prepared`; None where some column is not continuous.
+        context: Classes of the rows, (n,), of a conditional model.
     """
 
     x: Tensor
@@ -133,6 +135,7 @@ class Rows:
     target: Tensor | None = None
     factor: Tensor | None = None
     constant: Tensor | None = None
+    context: Tensor | None = None
 
     def part(self, rows: slice | Tensor) -> Rows:
         """Return some of the rows."""
@@ -144,6 +147,22 @@ class Rows:
         """Return the rows of all parts, in order."""
         columns = ([getattr(part, f.name) for part in parts] for f in fields(cls))
         return cls(*(None if values[0] is None else torch.cat(values) for values in columns))  # type: ignore[arg-type]
+
+
+class Scorer(Protocol):
+    """A model laid out for scoring. It may keep buffers, so each thread needs its own."""
+
+    def rows(self, x: Tensor) -> Rows:
+        """Return rows (n, m) with their posteriors."""
+
+    def log_densities(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) and the log weights, each (k, n), at the samples that the noise (k, l) picks."""
+
+    def log_px(self, rows: Rows, noise: Tensor) -> Tensor:
+        """Return log p(x_c|z) of each column, (k, n, m)."""
+
+    def codes(self, rows: Rows, noise: Tensor) -> Tensor:
+        """Return the samples, (k, n, l)."""
 
 
 class FusedVAE:

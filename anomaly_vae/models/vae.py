@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from .likelihoods import TableLikelihood
 from .mixture import ClassMixture
 from .networks import MLP, TableInput
 from .priors import PRIORS, Prior
+
+if TYPE_CHECKING:
+    from .fused import FusedVAE
 
 LOG_SCALE_BOUND = 7.0
 """Posterior standard deviations lie between exp(-7) and exp(7)."""
@@ -84,6 +88,12 @@ class VAE(nn.Module):
     def reconstruct(self, z: Tensor) -> Tensor:
         """Return expected cells, encoded, (..., m), for codes (..., l)."""
         return self.likelihood.mean(self.decoder(z))
+
+    def scorer(self, precision: str | None = None) -> FusedVAE:
+        """Return the model as scoring computes it; see `FusedVAE`."""
+        from .fused import FusedVAE  # it is made of this class
+
+        return FusedVAE(self, precision)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:

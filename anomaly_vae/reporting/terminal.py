@@ -8,10 +8,35 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..options import TrainConfig
+from ..options import ImageConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from ..detection.detector import Detector
+    from ..estimator import Fit
     from ..evaluation.metrics import Ranking, Rate
+
+
+def training_lines(fit: Fit, detector: Detector) -> str:
+    """What a detector was trained on, what was left out, and what its best epoch came to."""
+    split = {name: len(rows) for name, rows in fit.split.items()}
+    best = max(fit.history, key=lambda epoch: epoch.validation_elbo)
+    lines = [
+        f"Trained on {split['train']:,} {detector.kind}; {split['validation']:,} more decided "
+        f"when to stop, {split['calibration']:,} set the thresholds."
+    ]
+    ignored = getattr(detector.schema, "ignored", ())
+    lines += [f"  column {column.name!r} ignored: {column.reason}" for column in ignored]
+    lines.append(
+        f"Best of {len(fit.history)} epochs: validation ELBO {best.validation_elbo:.2f} nats a row, "
+        f"KL {best.kl:.2f}, {best.active_units} active units."
+    )
+    return "\n".join(lines)
+
+
+def registered_line(name: str, version: str, *, champion: bool) -> str:
+    """Which version a model became, and whether it is the champion."""
+    standing = ", the champion." if champion else "; the champion stays as it was."
+    return f"Registered as version {version} of {name}{standing}"
 
 
 def ranking_lines(ranking: Ranking) -> str:
@@ -82,7 +107,8 @@ def print_facts(facts: dict[str, Any]) -> None:
         "network": f"{facts['parameters']:,} parameters, {facts['latent']} latent dimensions",
         "digest": facts["digest"][:16],
     }
-    defaults = TrainConfig().to_dict()
+    images = facts["columns"][0]["kind"] == "image"
+    defaults = (ImageConfig() if images else TrainConfig()).to_dict()
     changed = {k: v for k, v in facts["config"].items() if k != "columns" and v != defaults.get(k)}
     lines["settings"] = ", ".join(f"{k}={v}" for k, v in changed.items()) or "the defaults"
     for name, value in lines.items():

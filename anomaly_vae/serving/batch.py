@@ -6,10 +6,8 @@ disk and renamed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,20 +19,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..data.rows import PARQUET_SUFFIXES, labels, read_frames, table_files
+from ..data.image_source import FILE
+from ..data.images import ImageSchema
+from ..data.rows import labels
 from ..data.schema import Schema
 from ..detection.calibration import discovery_cutoff
-from ..errors import ConfigError, OutputExistsError, SchemaError
+from ..errors import SchemaError, UnreadableDataError
 from ..evaluation.metrics import Ranking, Rate, auroc_ap, flag_rate
 from ..options import ScoreConfig
+from .outputs import appearing, check_output, temporary, write_errors_of, write_tables
+from .streams import ROW, stream
 
-ROW = "row"
-"""The key column of an output that was given no key: the row's number in the input, from 0."""
 MOST_WORKERS = 8
-OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
 
 SCORE_FIELDS = (
     ("anomaly_score", pa.float64()),
@@ -88,6 +86,8 @@ class ScoredFile:
         unreliable: Rows whose effective sample size was too small to trust their score.
         unreached: Rows whose log p(x) did not reach the error asked for (`ScoreConfig.mc_se`).
         seconds: Wall time.
+        unreadable: Images that could not be read.
+        errors: The file that lists them, if there are any: name of the output and `.errors.csv`.
     """
 
     path: Path
@@ -96,6 +96,8 @@ class ScoredFile:
     unreliable: int
     unreached: int
     seconds: float
+    unreadable: int = 0
+    errors: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ def score_frames(
     config: ScoreConfig,
     *,
     model_version: str = "",
-    schema: Schema | None = None,
+    schema: Schema | ImageSchema | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Score a stream of frames, a few at a time in threads, in their order.
 
@@ -154,13 +156,14 @@ def score_frames(
     Raises:
         SchemaError: A key column is absent.
     """
-    beyond = [name for name in config.key if schema is not None and name not in schema.names]
+    key = config.key or ((FILE,) if isinstance(schema, ImageSchema) else ())
+    beyond = [name for name in key if schema is not None and name not in schema.names]
 
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
-        keys = _keys(frame, config.key)
+        keys = _keys(frame, key)
         extra = {} if config.mc_se is None else {"mc_se": config.mc_se}
         scores = scorer.score_frame(
-            frame.drop(columns=beyond),
+            frame.drop(columns=[*beyond, *_beside(frame, schema)]),
             alpha=config.alpha,
             fdr=config.fdr,
             k=config.k,
@@ -197,14 +200,14 @@ def score_file(
     config: ScoreConfig | None = None,
     *,
     model_version: str = "",
-    schema: Schema | None = None,
+    schema: Schema | ImageSchema | None = None,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> ScoredFile:
-    """Score a file or folder of CSV or Parquet into one file.
+    """Score a file or folder of CSV or Parquet, or images, into one file.
 
     Args:
         scorer: The model.
-        source: CSV or Parquet file, or a folder of them.
+        source: CSV or Parquet file, or a folder of them; for a model of images see `data.image_files.open_images`.
         output: File to write, `.parquet` or `.csv`.
         config: How to score; by default `ScoreConfig()`.
         model_version: Written beside every row.
@@ -215,22 +218,24 @@ def score_file(
         OutputExistsError: The output is there and may not be overwritten.
         ConfigError: The output's name or place cannot be used, or a key has the name of an output column.
         SchemaError: A key column is absent, or the rows do not fit the model.
+        UnreadableDataError: No image could be read.
     """
     config = config or ScoreConfig()
     output = Path(output)
-    _check_output(output, Path(source), config)
+    check_output(output, Path(source), config, {name for name, _ in _score_fields(config)})
     started = time.perf_counter()
     report = on_rows or (lambda rows, turn: None)
-    text = {*_text(schema), *config.key}
-    frames = read_frames(source, batch_rows=config.batch_rows, text=text)
-    scored = score_frames(scorer, frames, config, model_version=model_version, schema=schema)
-    tables = _tables(scored, _key_types(Path(source), config.key), _score_fields(config))
+    data = stream(source, schema, batch_rows=config.batch_rows, key=config.key)
+    scored = score_frames(scorer, data.frames, config, model_version=model_version, schema=schema)
+    tables = _tables(scored, data.types, _score_fields(config))
     if config.fdr is None:
-        with _appearing(output) as temporary:
-            tally = _write(tables, temporary, output.suffix, lambda n: report(n, 1))
+        with appearing(output) as aside:
+            tally = _written(tables, aside, output.suffix, lambda n: report(n, 1))
     else:
         tally = _score_under_fdr(scorer, tables, output, config, report)
-    return ScoredFile(path=output, seconds=time.perf_counter() - started, **vars(tally))
+    listed = write_errors_of(output, data.errors)
+    seconds = time.perf_counter() - started
+    return ScoredFile(path=output, seconds=seconds, unreadable=len(data.errors), errors=listed, **vars(tally))
 
 
 def evaluate_file(
@@ -239,7 +244,7 @@ def evaluate_file(
     label: str,
     *,
     alpha: float = ScoreConfig.alpha,
-    schema: Schema | None = None,
+    schema: Schema | ImageSchema | None = None,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score labelled rows and compare.
@@ -257,12 +262,12 @@ def evaluate_file(
         ShapeError: The rows are all of one kind.
     """
     truth, score, flag, rows = [], [], [], 0
-    for frame in read_frames(source, text={*_text(schema), label}):
+    for frame in stream(source, schema, label=label).frames:
         if label not in frame.columns:
             raise SchemaError(
                 f"the label must be a column of the table, got {label!r}. It has {_listed(frame)}.", column=label
             )
-        scores = scorer.score_frame(frame.drop(columns=label), alpha=alpha)
+        scores = scorer.score_frame(frame.drop(columns=[label, *_beside(frame, schema)]), alpha=alpha)
         truth.append(labels(frame[label]))
         score.append(scores["anomaly_score"].to_numpy())
         flag.append(scores["is_anomaly"].to_numpy(dtype=bool))
@@ -279,7 +284,7 @@ def evaluate_file(
 
 
 def strangest_rows(
-    scorer: Scorer, source: str | Path, *, top: int, columns: int, schema: Schema | None = None
+    scorer: Scorer, source: str | Path, *, top: int, columns: int, schema: Schema | ImageSchema | None = None
 ) -> pd.DataFrame:
     """Return the highest-scoring rows of a table with their attributions, the strangest first.
 
@@ -294,14 +299,27 @@ def strangest_rows(
         Scores indexed by row number, with `attributions`.
     """
     best = pd.DataFrame()
-    for frame in read_frames(source, text=_text(schema)):
-        frame = frame.assign(**{_SCORE: scorer.score_frame(frame)["anomaly_score"]})
+    best = strangest(scorer, source, top=top, schema=schema)
+    return scorer.score_frame(best.drop(columns=_beside(best, schema)), explain=columns)
+
+
+def strangest(
+    scorer: Scorer, source: str | Path, *, top: int, schema: Schema | ImageSchema | None = None
+) -> pd.DataFrame:
+    """Return the highest-scoring rows, or images, themselves, as they were read; see `strangest_rows`."""
+    best = pd.DataFrame()
+    for frame in stream(source, schema).frames:
+        scores = scorer.score_frame(frame.drop(columns=_beside(frame, schema)))["anomaly_score"]
+        frame = frame.assign(**{_SCORE: scores})
         best = pd.concat([best, frame.nlargest(top, _SCORE)]).nlargest(top, _SCORE)
-    return scorer.score_frame(best.drop(columns=_SCORE), explain=columns)
+    if best.empty:
+        raise UnreadableDataError(f"the input must hold something readable, got nothing in {str(source)!r}.")
+    return best.drop(columns=_SCORE)
 
 
-def _text(schema: Schema | None) -> frozenset[str]:
-    return schema.text_columns if schema else frozenset()
+def _beside(frame: pd.DataFrame, schema: Schema | ImageSchema | None) -> list[str]:
+    """Return the columns that a stream of images has beside the images."""
+    return [FILE] if isinstance(schema, ImageSchema) and FILE in frame.columns else []
 
 
 _SCORE = "\0anomaly_score"  # a name that no table has
@@ -320,8 +338,8 @@ def _score_under_fdr(
             counts.update(dict(zip(values.tolist(), times.tolist(), strict=True)))
             yield table
 
-    with _temporary(output) as first:
-        _write(counted(), first, ".parquet", lambda n: report(n, 1))
+    with temporary(output) as first:
+        _written(counted(), first, ".parquet", lambda n: report(n, 1))
         last = discovery_cutoff(list(counts), list(counts.values()), q=config.fdr)
         # With nothing to flag there is no score above which a row would be flagged.
         threshold = scorer.threshold(last, k=config.k) if last else None
@@ -333,8 +351,8 @@ def _score_under_fdr(
                     part = _replaced(part, "is_anomaly", pc.less_equal(part["p_value"], last))
                     yield _replaced(part, "threshold", pa.repeat(pa.scalar(threshold, pa.float64()), len(part)))
 
-        with _appearing(output) as temporary:
-            return _write(flagged(), temporary, output.suffix, lambda n: report(n, 2))
+        with appearing(output) as aside:
+            return _written(flagged(), aside, output.suffix, lambda n: report(n, 2))
 
 
 def _replaced(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -357,17 +375,6 @@ def _listed(frame: pd.DataFrame) -> str:
     return ", ".join(names) + (", ..." if frame.shape[1] > 8 else "")
 
 
-def _key_types(source: Path, key: Sequence[str]) -> dict[str, pa.DataType]:
-    """Arrow types of the keys: those of the Parquet input, text from CSV (where the characters are the value)."""
-    if not key:
-        return {ROW: pa.int64()}
-    first = table_files(source)[0]
-    if not first.name.lower().endswith(PARQUET_SUFFIXES):
-        return {name: pa.string() for name in key}
-    fields = pq.read_schema(first)
-    return {name: fields.field(name).type if name in fields.names else pa.string() for name in key}
-
-
 def _score_fields(config: ScoreConfig) -> tuple[tuple[str, pa.DataType], ...]:
     return SCORE_FIELDS if config.mc_se is None else SCORE_FIELDS + LIKELIHOOD_FIELDS
 
@@ -387,64 +394,12 @@ def _tables(
             ) from error
 
 
-def _write(tables: Iterable[pa.Table], path: Path, suffix: str, report: Callable[[int], None]) -> _Tally:
+def _written(tables: Iterable[pa.Table], path: Path, suffix: str, report: Callable[[int], None]) -> _Tally:
     tally = _Tally()
-    with path.open("wb") as file, contextlib.ExitStack() as open_writers:
-        writer: pq.ParquetWriter | pyarrow.csv.CSVWriter | None = None
-        for table in tables:
-            if writer is None and suffix == ".csv":
-                writer = open_writers.enter_context(pyarrow.csv.CSVWriter(file, table.schema))
-            elif writer is None:
-                writer = open_writers.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
-            writer.write_table(table)
-            tally.add(table)
-            report(tally.rows)
-        open_writers.close()  # the last bytes of a file are its footer
-        file.flush()
-        os.fsync(file.fileno())
+
+    def counted(table: pa.Table) -> None:
+        tally.add(table)
+        report(tally.rows)
+
+    write_tables(tables, path, suffix, counted)
     return tally
-
-
-@contextlib.contextmanager
-def _temporary(output: Path) -> Iterator[Path]:
-    """A temporary path beside the output, removed at the end whatever happens."""
-    path = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A temporary path that becomes the output if the block succeeds."""
-    with _temporary(output) as path:
-        yield path
-        path.replace(output)
-        if hasattr(os, "O_DIRECTORY"):  # the new name must outlive a power failure too
-            folder = os.open(output.parent, os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-
-def _check_output(output: Path, source: Path, config: ScoreConfig) -> None:
-    if output.suffix not in OUTPUT_SUFFIXES:
-        raise ConfigError(f"an output must end in one of {', '.join(OUTPUT_SUFFIXES)}, got {output.name!r}. Rename it.")
-    if not output.parent.is_dir():
-        raise ConfigError(f"an output's folder must exist, got {str(output.parent)!r}. Make it first.")
-    if output.is_dir():
-        raise ConfigError(f"an output must be a file, got the folder {str(output)!r}. Name a file in it.")
-    inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
-    if inside or output.resolve() == source.resolve():
-        raise ConfigError(f"an output must lie outside the input, got {str(output)!r}. Write it somewhere else.")
-    taken = {name for name, _ in _score_fields(config)}
-    for name in config.key:
-        if name in taken or config.key.count(name) > 1:
-            rule = "not have the name of an output column" if name in taken else "be named once"
-            raise ConfigError(f"a key must {rule}, got {name!r}. Rename the column, or use another key.", column=name)
-    if output.exists() and not config.overwrite:
-        raise OutputExistsError(
-            f"an output must not exist yet, got {str(output)!r}. Use --overwrite to replace it.", path=output
-        )

@@ -30,7 +30,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, ParamSchema, ParamSpec
 from mlflow.types import Schema as MlflowSchema
+from numpy.typing import NDArray
 
+from ..data.images import ImageSchema
+from ..data.images import frame_of as frame_of_images
 from ..data.schema import Column, Schema
 from ..detection.detector import Detector
 from ..errors import ArtifactError, CalibrationError, ConfigError, SchemaError, ShapeError
@@ -39,7 +42,7 @@ from ..options import ScoreConfig
 FLAVOR_NAME = "anomaly_vae"
 DETECTOR_FOLDER = "detector"
 EXAMPLE_ROWS = 5
-REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "safetensors", "mlflow")
+REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "safetensors", "pillow", "mlflow")
 CALLER_FAULTS = (SchemaError, ConfigError, CalibrationError, ShapeError)
 """Errors answered with HTTP 400: the request is at fault, not the server."""
 
@@ -82,7 +85,7 @@ def save_model(
     path = Path(path)
     model = mlflow_model if mlflow_model is not None else Model()
     model.add_flavor(FLAVOR_NAME, data=f"data/{DETECTOR_FOLDER}", anomaly_vae_version=metadata.version("anomaly-vae"))
-    model.metadata = {**(model.metadata or {}), "columns": {c.name: c.kind for c in detector.schema.modelled}}
+    model.metadata = {**(model.metadata or {}), "columns": _kinds(detector.schema)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / DETECTOR_FOLDER
         detector.save(folder)
@@ -156,10 +159,17 @@ def default_requirements(wheel: str | Path | None = None) -> list[str]:
     return [own, *(f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS)]
 
 
-def signature(schema: Schema, *, declare_inputs: bool = False) -> ModelSignature:
+def _kinds(schema: Schema | ImageSchema) -> dict[str, str]:
+    return {c.name: c.kind for c in schema.modelled} if isinstance(schema, Schema) else {schema.column: "image"}
+
+
+def signature(schema: Schema | ImageSchema, *, declare_inputs: bool = False) -> ModelSignature:
     """Return the model signature: parameters, output columns and, on demand, input columns."""
     kinds = {"bool": "boolean", "string": "string", "datetime64[ns]": "datetime"}
-    inputs = [ColSpec(kinds.get(c.dtype, "double"), c.name, required=False) for c in schema.modelled]
+    if isinstance(schema, Schema):
+        inputs = [ColSpec(kinds.get(c.dtype, "double"), c.name, required=False) for c in schema.modelled]
+    else:
+        inputs = [ColSpec("binary", schema.column)]
     defaults = ScoreConfig()
     params = [
         ParamSpec("alpha", "double", defaults.alpha),  # the false-alarm rate promised on normal rows
@@ -190,7 +200,9 @@ class ServedDetector:
         """Score rows.
 
         Args:
-            data: A DataFrame, a dict of columns or a list of dicts, with the model's columns by name.
+            data: A DataFrame, a dict of columns or a list of dicts, with the model's columns by name. For images the
+                one column `image`, whose cells are encoded files (bytes, or base64 text) or nested lists of levels; or,
+                without a name, an array (n, h, w) or (n, h, w, c).
             params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off), `allow_missing`, `mc_se`
                 (0 = off).
 
@@ -198,7 +210,7 @@ class ServedDetector:
             MlflowException: The request is at fault (HTTP 400, with the reason) or the server (HTTP 500, without).
         """
         try:
-            frame = restored(frame_of(data), self.detector.schema)
+            frame = request_frame(data, self.detector.schema)
             return columns_of(self.detector.score_frame(frame, **_arguments(params or {})))
         except CALLER_FAULTS as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
@@ -228,6 +240,46 @@ def _arguments(params: Mapping[str, Any]) -> dict[str, Any]:
         )
     names = ("alpha", "fdr", "k", "explain", "allow_missing", "mc_se")
     return {name: getattr(config, name) for name in names}
+
+
+def request_frame(data: Any, schema: Schema | ImageSchema) -> pd.DataFrame:
+    """Return a request's rows, or images, as a frame of the schema's columns.
+
+    Raises:
+        SchemaError: They cannot be understood.
+    """
+    if isinstance(schema, Schema):
+        return restored(frame_of(data), schema)
+    column = schema.column
+    if isinstance(data, Mapping) and set(data) == {column}:
+        data = data[column]
+    if isinstance(data, (list, np.ndarray)) and len(data) and not isinstance(data[0], Mapping):
+        if isinstance(data[0], (str, bytes)):
+            return pd.DataFrame({column: pd.Series(list(data), dtype=object)})
+        return frame_of_images(_levels(data), column=column)
+    frame = frame_of(data)
+    if column not in frame.columns:
+        raise SchemaError(
+            f"images must be sent in the column {column!r}, got {list(map(str, frame.columns))[:5]}. Rename it."
+        )
+    cells = [_levels(cell) if isinstance(cell, list) else cell for cell in frame[column]]
+    return pd.DataFrame({column: pd.Series(cells, index=frame.index, dtype=object)})
+
+
+def _levels(nested: Any) -> NDArray[Any]:
+    """Return nested lists of JSON numbers as an array: whole numbers are levels, others shares of the brightest."""
+    try:
+        array = np.asarray(nested)
+        if array.dtype.kind not in "biuf":
+            raise ValueError
+    except ValueError:
+        raise SchemaError(
+            "images sent as numbers must be nested lists of one shape, (n, h, w) or (n, h, w, c), got others. "
+            "Send PNG or JPEG bytes in base64 where sizes differ."
+        ) from None
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
+        return array.astype(np.uint8)
+    return array
 
 
 def frame_of(data: Any) -> pd.DataFrame:

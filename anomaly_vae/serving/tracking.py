@@ -27,13 +27,14 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
+from ..data.images import ImageSchema, is_image_column
 from ..detection.detector import Detector
 from ..errors import ArtifactError, ConfigError, ShapeError
 from ..estimator import Fit, fit_detector
 from ..evaluation.metrics import Ranking, auroc_ap
-from ..options import ScoreConfig, TrainConfig
+from ..options import Config, ScoreConfig
 from ..reporting.figures import calibration_curve, score_histogram, training_curves
-from . import flavor
+from . import flavor, pictures
 
 if TYPE_CHECKING:
     from ..training import Epoch
@@ -87,7 +88,7 @@ def connect() -> str:
 
 def train_and_register(
     frame: pd.DataFrame,
-    config: TrainConfig,
+    config: Config,
     *,
     name: str,
     labels: NDArray[np.bool_] | None = None,
@@ -98,7 +99,7 @@ def train_and_register(
     """Train a detector, record the run, and register the model.
 
     Args:
-        frame: Rows, without their label.
+        frame: Rows, without their label; or one column of images.
         config: How to train.
         name: Name in the registry; a new version is added to it.
         labels: True for rows known to be anomalous, shape (n,). They are left out of training; AUROC and average
@@ -126,6 +127,10 @@ def train_and_register(
         if len(held):
             ranking = _log_scores(fit.detector, held, frame[~normal])
             _log_calibration(fit.detector, rows.iloc[fit.split["validation"]])
+            if isinstance(fit.detector.schema, ImageSchema):
+                shown = frame[~normal] if ranking is not None else held
+                sheet = pictures.sheet(fit.detector, pictures.strangest_of(fit.detector, shown))
+                mlflow.log_figure(sheet, "figures/strangest.png")
         mlflow.log_figure(training_curves(fit.history), "figures/training.png")
         registered = _register(fit.detector, name, run_id)
         if ranking is not None:
@@ -156,12 +161,10 @@ def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
         return _register(detector, name, run_id)
 
 
-def checkpoint_path(
-    name: str, frame: pd.DataFrame, config: TrainConfig, labels: NDArray[np.bool_] | None = None
-) -> Path:
+def checkpoint_path(name: str, frame: pd.DataFrame, config: Config, labels: NDArray[np.bool_] | None = None) -> Path:
     """Return where an unfinished training of these rows under these settings keeps its state."""
     digest = hashlib.sha256(json.dumps([config.to_dict(), list(map(str, frame.columns))], sort_keys=True).encode())
-    digest.update(pd.util.hash_pandas_object(frame.astype(str), index=False).to_numpy().tobytes())
+    digest.update(_content(frame))
     digest.update(b"" if labels is None else np.asarray(labels).tobytes())
     return _default_root() / "checkpoints" / f"{name}-{digest.hexdigest()[:16]}.safetensors"
 
@@ -301,14 +304,30 @@ def _default_uri() -> str:
     return f"sqlite:///{_default_root() / 'mlflow.db'}"
 
 
-def _log_settings(config: TrainConfig, rows: pd.DataFrame, name: str, source: str | None) -> None:
+def _log_settings(config: Config, rows: pd.DataFrame, name: str, source: str | None) -> None:
     settings = config.to_dict()
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     mlflow.log_params({f"config.{key}": text for key, text in texts.items() if len(text) <= PARAM_LENGTH})
     mlflow.log_dict(settings, "config.json")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a hint about whole numbers with gaps, which the schema handles
-        mlflow.log_input(mlflow.data.from_pandas(rows, source=source, name=name), context="training")
+        if is_image_column(rows):
+            digest = hashlib.sha256(_content(rows)).hexdigest()[:8]
+            table = pd.DataFrame({"images": [len(rows)]})
+            data = mlflow.data.from_pandas(table, source=source, name=name, digest=digest)
+        else:
+            data = mlflow.data.from_pandas(rows, source=source, name=name)
+        mlflow.log_input(data, context="training")
+
+
+def _content(frame: pd.DataFrame) -> bytes:
+    """Return bytes that differ where the rows do, or the images."""
+    if not is_image_column(frame):
+        return pd.util.hash_pandas_object(frame.astype(str), index=False).to_numpy().tobytes()
+    digest = hashlib.sha256()
+    for cell in frame.iloc[:, 0]:
+        digest.update(cell.tobytes() if isinstance(cell, np.ndarray) else str(cell).encode())
+    return digest.digest()
 
 
 def _log_scores(detector: Detector, held: pd.DataFrame, anomalous: pd.DataFrame) -> Ranking | None:

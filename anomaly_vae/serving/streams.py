@@ -1,0 +1,138 @@
+"""Data of either kind as a stream of frames: rows of a table, or images, of which unreadable ones are set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..data.image_files import is_images, open_images
+from ..data.image_source import FILE, ImageError, ImageSource
+from ..data.images import ImageSchema
+from ..data.rows import PARQUET_SUFFIXES, read_frames, read_table, table_files
+from ..data.schema import Schema
+from ..errors import UnreadableDataError
+
+ROW = "row"
+"""The key column of an output that was given no key: the row's number in the input, from 0."""
+IMAGES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Frames of a source.
+
+    Attributes:
+        frames: To be gone through once; indexed by row number from 0 over all files.
+        types: Arrow types of the key columns: those asked for, or what tells rows apart by default.
+        source: Where images come from; None for a table.
+    """
+
+    frames: Iterator[pd.DataFrame]
+    types: dict[str, pa.DataType]
+    source: ImageSource | None = None
+
+    @property
+    def errors(self) -> list[ImageError]:
+        """Images that could not be read; complete once the frames are gone through."""
+        return self.source.errors if self.source else []
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole data set.
+
+    Attributes:
+        frame: Its rows, or images.
+        errors: Images that could not be read.
+    """
+
+    frame: pd.DataFrame
+    errors: list[ImageError]
+
+
+def holds_images(source: str | Path) -> bool:
+    """Whether a source is a set of images rather than a table.
+
+    Raises:
+        UnreadableDataError: It is a folder that holds neither.
+    """
+    if is_images(source):
+        return True
+    path = Path(source)
+    if path.is_dir() and not any(path.rglob("*.*")):
+        raise UnreadableDataError(
+            f"a folder must hold CSV or Parquet files, or images, got none in {str(source)!r}. Check the path."
+        )
+    return False
+
+
+def stream(
+    source: str | Path,
+    schema: Schema | ImageSchema | None,
+    *,
+    batch_rows: int = 65_536,
+    key: Sequence[str] = (),
+    label: str | None = None,
+) -> Stream:
+    """Open a source for a model.
+
+    Args:
+        source: CSV or Parquet file, or a folder of them; for a model of images what `open_images` takes.
+        schema: The model's columns, or images.
+        batch_rows: Rows of a frame at most.
+        key: Columns to tell rows apart by: they stay text in CSV.
+        label: A column of labels: it stays text in CSV.
+
+    Raises:
+        UnreadableDataError: There is nothing to read.
+    """
+    if isinstance(schema, ImageSchema):
+        opened = open_images(source, label=label, batch_rows=min(batch_rows, IMAGES_AT_ONCE))
+        return Stream(_as_text(opened.batches(schema), key), {name: pa.string() for name in key or (FILE,)}, opened)
+    text = {*(schema.text_columns if schema else ()), *key, *([label] if label else [])}
+    frames = read_frames(source, batch_rows=batch_rows, text=text)
+    return Stream(frames, _key_types(Path(source), key))
+
+
+def read_all(source: str | Path, schema: Schema | ImageSchema | None = None) -> Whole:
+    """Return a whole table, or set of images, for training or calibration; see `stream`."""
+    if isinstance(schema, ImageSchema):
+        opened = open_images(source)
+        return Whole(opened.read(schema)[[schema.column]], opened.errors)
+    return Whole(read_table(source, text=schema.text_columns if schema else ()), [])
+
+
+def read_images(source: str | Path, *, label: str | None = None, size: tuple[int, int] | None = None) -> Whole:
+    """Return a whole set of images at one size, for training.
+
+    Args:
+        source: See `open_images`.
+        label: Name for the column of classes, kept beside the images if it is given.
+        size: Height and width; by default chosen by the images.
+    """
+    opened = open_images(source, label=label)
+    schema = opened.fit(size=size)
+    return Whole(opened.read(schema)[[schema.column, *([label] if label else [])]], opened.errors)
+
+
+def _as_text(frames: Iterator[pd.DataFrame], key: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Yield frames whose key columns are text: images come from sources that have no types, or any."""
+    for frame in frames:
+        present = [name for name in key if name in frame.columns]
+        yield frame.astype(dict.fromkeys(present, "string")) if present else frame
+
+
+def _key_types(source: Path, key: Sequence[str]) -> dict[str, pa.DataType]:
+    """Arrow types of the keys: those of the Parquet input, text from CSV (where the characters are the value)."""
+    if not key:
+        return {ROW: pa.int64()}
+    first = table_files(source)[0]
+    if not first.name.lower().endswith(PARQUET_SUFFIXES):
+        return {name: pa.string() for name in key}
+    fields = pq.read_schema(first)
+    return {name: fields.field(name).type if name in fields.names else pa.string() for name in key}
