@@ -15,6 +15,8 @@ SURFACE = [
     "AnomalyVaeError",
     "Column",
     "Detector",
+    "ImageConfig",
+    "ImageSchema",
     "Schema",
     "ScoreConfig",
     "TrainConfig",
