@@ -3,21 +3,22 @@
 Residual convolutions, and why as they are:
 
 - **Group normalisation**, since batch normalisation would make an image's score depend on its company.
-- **Few layers at full size.** Blocks begin after the first halving, where an image has a quarter of the cells; at full size
-  there is one convolution inwards and two outwards. Half of the work would lie there otherwise.
+- **Few layers at full size.** Blocks begin after the first halving, where an image has a quarter of the cells; at full
+  size there is one convolution inwards and two outwards. Half of the work would lie there otherwise.
 - **Channels innermost in memory, and a multiple of 16 of them**, as processors' convolution kernels want it.
 - **Residual branches and outputs start at zero**, so that training starts from the mean image, with q(z|x) = N(0, I).
-- **Training in bfloat16** where the processor multiplies it faster; what makes nats of it (codes, likelihoods, sums) stays float32,
-  and scoring is float32 throughout.
+- **Training in bfloat16** where the processor multiplies it faster; what makes nats of it (codes, likelihoods, sums)
+  stays float32, and scoring is float32 throughout.
 
-Shapes: k posterior samples, n images of c channels, h rows and w columns of pixels, m = c h w, l latent width. A row of data is an
-image's levels, 0 to 255, channel by channel, flat.
+Shapes: k posterior samples, n images of c channels, h rows and w columns of pixels, m = c h w, l latent width. A row of
+data is an image's levels, 0 to 255, channel by channel, flat.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def normed(channels: int) -> nn.GroupNorm:
 
 
 def convolution(inward: int, outward: int, size: int = 3, *, stride: int = 1, zero: bool = False) -> nn.Conv2d:
-    """Return a convolution that keeps an image's sides, or halves them at stride 2; with `zero` its output starts at 0."""
+    """Return a convolution that keeps an image's sides, or halves them at stride 2; with `zero` it starts at 0."""
     layer = nn.Conv2d(inward, outward, size, stride=stride, padding=size // 2)
     if zero:
         nn.init.zeros_(layer.weight)
@@ -162,7 +163,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = frame.widths
         self.stem = convolution(frame.shape[0], widths[0])
-        self.down = nn.ModuleList(Down(a, b, blocks) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(Down(a, b, blocks) for a, b in pairwise(widths))
         self.norm = normed(widths[-1])
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -189,7 +190,7 @@ class Decoder(nn.Module):
     def __init__(self, frame: Frame, blocks: int, width: int) -> None:
         super().__init__()
         widths = frame.widths[::-1]
-        self.up = nn.ModuleList(Up(a, b, blocks) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(Up(a, b, blocks) for a, b in pairwise(widths))
         self.norm = normed(widths[-1])
         self.fine = convolution(widths[-1], widths[-1])
         self.maps = convolution(widths[-1], width, zero=True)
@@ -207,15 +208,15 @@ class ImageVAE(nn.Module):
     Args:
         shape: Channels c, rows h and columns w of an image; any h and w.
         config: Architecture: `latent`, `channels`, `blocks`, `pixels`, `prior`, `mixed_precision`.
-        classes: Number of classes of a conditional model; 0 for none. Without a class (`given`) such a model answers for an
-            unknown one.
+        classes: Number of classes of a conditional model; 0 for none. Where none is `given`, such a model answers for
+            an unknown one.
 
     Attributes:
         columns: m.
 
     References:
-        Kingma & Welling (2014), arXiv:1312.6114; Sohn, Lee & Yan (2015), Learning structured output representation using deep
-        conditional generative models.
+        Kingma & Welling (2014), arXiv:1312.6114; Sohn, Lee & Yan (2015), Learning structured output representation
+        using deep conditional generative models.
     """
 
     precision = "float32"
@@ -275,7 +276,7 @@ class ImageVAE(nn.Module):
         return mean, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
     def decoded(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Return the likelihood's maps, (..., width, h, w), for codes (..., l), or (..., n, l) of images of classes (n,)."""
+        """Return the likelihood's maps, (..., width, h, w), for codes (..., l); with classes (n,) they are (..., n, l)."""
         h = self.from_code(z)
         if self.embedding is not None and classes is not None:
             h = h + self.embedding(classes)[:, self.frame.core :]

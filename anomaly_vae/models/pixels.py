@@ -1,8 +1,8 @@
 r"""Likelihoods p(x | z) of pixels.
 
 Pixels are levels 0 to 255. Each family reads the decoder's maps and gives every channel of every pixel its log density
-in nats of levels: densities over [0, 1] carry the Jacobian, log 255. No density exceeds one per level, or hardly: a sharper one
-would speak of differences that 256 levels cannot show, and would be bounded by nothing but training's patience.
+in nats of levels: densities over [0, 1] carry the Jacobian, log 255. No density exceeds one per level: a sharper one
+would speak of differences that 256 levels cannot show, and nothing would bound it.
 
 ========================  ===================================================  ======================
 name                      a pixel is                                           maps per channel
@@ -38,6 +38,8 @@ COMPONENTS = 5
 """Logistics in the mixture of a pixel."""
 NARROWEST_LOGISTIC = -7.0
 """Least log scale of a logistic over [-1, 1], as PixelCNN++ has it: a ninth of a level."""
+WIDEST_LOGISTIC = 5.0
+"""Largest log scale of a logistic: all levels between the outer two are equally likely then, to float32's precision."""
 NOISE_FLOOR = 1.0
 """Least standard deviation of a Gaussian pixel, levels."""
 FIRST_NOISE = 32.0
@@ -74,8 +76,8 @@ def log_sinhc(a: Tensor) -> Tensor:
     r"""Return :math:`\log(\sinh(a) / a)` for any a, to float32's precision at 0 as elsewhere.
 
     Example:
-        >>> log_sinhc(torch.tensor([0.0, 1e-3, 200.0])).tolist()
-        [0.0, 1.6666665715547424e-07, 194.008544921875]
+        >>> [float(f"{v:.6g}") for v in log_sinhc(torch.tensor([0.0, 1e-3, 200.0]))]
+        [0.0, 1.66667e-07, 194.009]
     """
     size = 2 * a.abs()
     far = size.clamp(min=SERIES_BELOW)
@@ -89,7 +91,7 @@ class ContinuousBernoulli(nn.Module):
 
     .. math:: \log p(x) = \eta (v - \tfrac12) - \log \frac{\sinh(\eta / 2)}{\eta / 2} - \log 255
 
-    DIFF: the natural parameter is bounded, smoothly, by `LARGEST_ETA`; without, black and white have no largest density.
+    DIFF: the natural parameter is bounded, smoothly, by `LARGEST_ETA`; else black and white have no largest density.
 
     Args:
         channels: Channels c of the images.
@@ -151,8 +153,8 @@ def _largest_continuous_bernoulli() -> Tensor:
 class Bernoulli(nn.Module):
     """Probabilities of bright pixels, of at least half the brightest level, against dark ones.
 
-    What is modelled is the image of two levels, so that the probabilities of all images sum to 1; cross-entropies of grey
-    levels would not.
+    What is modelled is the image of two levels, so that the probabilities of all images sum to 1; exponentials of the
+    cross-entropies of grey levels would not.
 
     Args:
         channels: Channels c of the images.
@@ -180,10 +182,10 @@ class Bernoulli(nn.Module):
 
 
 class DiscretizedLogistic(nn.Module):
-    r"""Probabilities of 256 levels: what a mixture of logistics has between a level's edges, the outer ones being infinite.
+    r"""Probabilities of 256 levels: what a mixture of logistics has between a level's edges, the outer ones infinite.
 
-    With :math:`\sigma(a) - \sigma(b) = \sigma(a)\, \sigma(-b)\, (1 - e^{b - a})` no difference of nearly equal numbers is taken,
-    however far in the tail a level lies.
+    With :math:`\sigma(a) - \sigma(b) = \sigma(a)\, \sigma(-b)\, (1 - e^{b - a})` no difference of nearly equal numbers is
+    taken, however far in the tail a level lies.
 
     DIFF: channels are independent given z; PixelCNN++ lets green depend on red and blue on both.
 
@@ -205,6 +207,7 @@ class DiscretizedLogistic(nn.Module):
         """Return log weights, means and log scales over [-1, 1], each (..., COMPONENTS, c, h, w)."""
         parts = params.unflatten(-3, (3, COMPONENTS, self.channels)).unbind(-5)
         log_scales = NARROWEST_LOGISTIC + F.softplus(parts[2] - NARROWEST_LOGISTIC - 2.0)
+        log_scales = log_scales.clamp(max=WIDEST_LOGISTIC)
         return torch.log_softmax(parts[0], -4), parts[1] + self.offset, log_scales
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
@@ -225,9 +228,11 @@ class DiscretizedLogistic(nn.Module):
         return torch.zeros(x.shape, device=x.device).flatten(-3)
 
     def mean(self, params: Tensor) -> Tensor:
-        """Return the mixture's mean, (..., m), levels, before levels are made whole."""
-        log_weights, means, _ = self._mixture(params)
-        return _flat(0.5 * BRIGHTEST * ((log_weights.exp() * means).sum(-4).clamp(-1, 1) + 1))
+        """Return expected levels, (..., m), to a small part of a level: of the mixture cut off at black and white."""
+        log_weights, means, log_scales = self._mixture(params)
+        precision = (-log_scales).exp()
+        upward = F.softplus((means + 1) * precision) - F.softplus((means - 1) * precision)
+        return _flat(0.5 * BRIGHTEST * (log_weights.exp() * upward / precision).sum(-4))
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         """Draw whole levels, (..., m)."""
