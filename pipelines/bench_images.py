@@ -27,12 +27,11 @@ from typing import Any
 import click
 import numpy as np
 import pandas as pd
-from contenders import source_digest
+from contenders import pca_residual, source_digest
 from numpy.typing import NDArray
 from rich.console import Console
 from sheet import Sheet
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from anomaly_vae.data.images import frame_of
@@ -154,18 +153,6 @@ def cost(data: Data, config: ImageConfig) -> Iterator[dict[str, Any]]:
     likelihood_regret(model, x[:REGRET_IMAGES], noise=noise)
     spent = (time.perf_counter() - start) / REGRET_IMAGES
     yield {"detector": "likelihood regret", "against": "seconds an image", "auroc": spent, "seconds": spent}
-
-
-def pca_residual(train: Images, components: int = 32) -> Scorer:
-    """Return the squared error that the leading principal components leave."""
-    flat = train.reshape(len(train), -1) / 255.0
-    pca = PCA(min(components, *flat.shape), random_state=0).fit(flat)
-
-    def residual(x: Images) -> NDArray[np.float64]:
-        rows = x.reshape(len(x), -1) / 255.0
-        return np.asarray(np.square(rows - pca.inverse_transform(pca.transform(rows))).sum(1))
-
-    return residual
 
 
 def peer(name: str, train: Images, seed: int) -> Scorer:

@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 import anomaly_vae
@@ -153,6 +154,18 @@ DETECTORS: dict[str, Kind] = {
 }
 
 DEFAULT = tuple(name for name, kind in DETECTORS.items() if kind.quick)
+
+
+def pca_residual(train: NDArray[np.uint8], components: int = 32) -> Callable[[NDArray[np.uint8]], NDArray[np.float64]]:
+    """Return a score of images (n, ...) of levels: the squared error that the leading principal components leave."""
+    flat = train.reshape(len(train), -1) / 255.0
+    pca = PCA(min(components, *flat.shape), random_state=0).fit(flat)
+
+    def residual(x: NDArray[np.uint8]) -> NDArray[np.float64]:
+        rows = x.reshape(len(x), -1) / 255.0
+        return np.asarray(np.square(rows - pca.inverse_transform(pca.transform(rows))).sum(1))
+
+    return residual
 
 
 def contender(label: str) -> Contender:
