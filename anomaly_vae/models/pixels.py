@@ -184,8 +184,8 @@ class Bernoulli(nn.Module):
 class DiscretizedLogistic(nn.Module):
     r"""Probabilities of 256 levels: what a mixture of logistics has between a level's edges, the outer ones infinite.
 
-    With :math:`\sigma(a) - \sigma(b) = \sigma(a)\, \sigma(-b)\, (1 - e^{b - a})` no difference of nearly equal numbers is
-    taken, however far in the tail a level lies.
+    With :math:`\sigma(a) - \sigma(b) = \sigma(a)\, \sigma(-b)\, (1 - e^{b - a})` no difference of nearly equal numbers
+    is taken, however far in the tail a level lies.
 
     DIFF: channels are independent given z; PixelCNN++ lets green depend on red and blue on both.
 

@@ -45,7 +45,7 @@ class GaussianMixture:
 
     Attributes:
         means: Shape (J, l).
-        log_scales: Shape (J, l).
+        log_scales: Shape (J, l), or (1, l) where components are equally wide.
         log_weights: Shape (J,), or (n, J) for weights of each row's own: -inf leaves a component out.
     """
 
@@ -118,7 +118,53 @@ class AggregatedPosterior(nn.Module):
         self.means[:count], self.log_scales[:count] = (part[:count] for part in posterior)
 
 
-Prior = StandardNormal | AggregatedPosterior
+class Exemplars(nn.Module):
+    r"""A mixture of equal Gaussians around the posterior means of exemplars, of one learned width in each dimension.
+
+    .. math:: p(z) = \tfrac1J \sum_j N(z; \mu_j, \mathrm{diag}(\sigma^2))
+
+    Posteriors' own widths, as `AggregatedPosterior` has them, leave gaps between the exemplars where codes have many
+    dimensions; a width of the prior's own is learned with the rest and closes them.
+
+    Args:
+        latent: Latent width l.
+        count: Exemplars J that are kept.
+
+    References:
+        Norouzi, Fleet & Norouzi (2020), Exemplar VAE, arXiv:2004.04795, section 3.
+    """
+
+    means: Tensor
+
+    def __init__(self, latent: int, count: int = EXEMPLARS) -> None:
+        super().__init__()
+        self.latent = latent
+        self.log_scale = nn.Parameter(torch.zeros(1, latent))
+        self.register_buffer("means", torch.zeros(count, latent))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log p(z) of codes (..., l), shape (...)."""
+        equal = self.means.new_full((len(self.means),), -math.log(len(self.means)))
+        return GaussianMixture(self.means, self.log_scale, equal).log_prob(z)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return n codes, shape (n, l)."""
+        chosen = torch.randint(len(self.means), (n,), generator=generator)
+        noise = torch.randn(n, self.latent, generator=generator)
+        return self.means[chosen] + self.log_scale.clamp(min=NARROWEST).exp() * noise
+
+    def around(self, means: Tensor, own: Tensor) -> GaussianMixture:
+        """Return the mixture around these means (J, l) for one step of training; `own` as in `AggregatedPosterior`."""
+        counts = (~own).sum(1, keepdim=True).clamp(min=1)
+        return GaussianMixture(means, self.log_scale, (-counts.to(means.dtype).log()).masked_fill(own, -torch.inf))
+
+    @torch.no_grad()
+    def keep(self, means: Tensor) -> None:
+        """Make these means, (J, l), the exemplars from now on."""
+        self.means = means.clone()
+
+
+Prior = StandardNormal | AggregatedPosterior | Exemplars
 
 PRIORS: dict[str, Callable[[int], Prior]] = {
     "standard_normal": StandardNormal,

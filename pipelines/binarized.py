@@ -1,0 +1,351 @@
+"""The log-likelihood of a VAE of statically binarised MNIST, by importance sampling.
+
+Trains for some minutes on the training images, chooses among the weights on the way by the validation images' ELBO, and
+looks at the test images once, at the end. A killed run goes on from its checkpoint.
+
+What k = 5,000 samples say of 10,000 images costs fifty million passes of the decoder. The estimate is therefore taken in
+two parts, whose sum has the same expectation: `FEW` samples of every test image, plus what 5,000 add to `FEW`, which
+varies little from image to image, on some of them. `--reference-rows 10000` spends the fifty million.
+
+Data: `binarized_mnist.npz` with `train`, `valid` and `test`, bits as `numpy.packbits(axis=1)` packs them.
+
+References:
+    Salakhutdinov & Murray (2008), On the quantitative analysis of deep belief networks.
+    Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
+    Norouzi, Fleet & Norouzi (2020), Exemplar VAE, arXiv:2004.04795.
+
+Example:
+    python pipelines/binarized.py --data binarized_mnist/ --model vae --minutes 50
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anomaly_vae.options import ImageConfig
+from anomaly_vae.models import bounds
+from anomaly_vae.models.conv import ImageVAE
+from anomaly_vae.models.priors import Exemplars
+
+SHAPE = (1, 28, 28)
+MANY, FEW = 5_000, 50
+"""Samples of the estimate, and of its first part."""
+CHUNK = 2_000
+"""Images times samples decoded at once: few enough for caches."""
+KEPT_EXEMPLARS = 4_096
+STEP_EXEMPLARS = 1_024
+CHOSEN_BY = 2_000
+"""Validation images that choose among weights."""
+LOOK_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run trains; a checkpoint of other settings is refused."""
+
+    model: str
+    minutes: float
+    channels: int
+    blocks: int
+    latent: int
+    batch: int
+    learning_rate: float
+    flips: float
+    seed: int
+    averaging: float = 0.999
+    warmup: float = 0.1
+    weight_decay: float = 1e-3
+
+
+@dataclass
+class Run:
+    """The state of a run.
+
+    Attributes:
+        model: What is trained.
+        averaged: The same with an exponential average of the weights, which is what is judged.
+        bank: Latest posterior mean of each training image, (N, l).
+        seconds: Trained so far.
+        best: Largest validation ELBO so far, and the averaged weights then.
+    """
+
+    model: ImageVAE
+    averaged: ImageVAE
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    bank: Tensor
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    def saved(self, settings: Settings) -> dict[str, object]:
+        """Return everything that a resumed run must find as it was."""
+        return {
+            "settings": asdict(settings),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "bank": self.bank,
+            "facts": [self.step, self.seconds, self.best],
+            "best": self.best_weights,
+        }
+
+    def restore(self, path: Path, settings: Settings) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            click.ClickException: It is of other settings.
+        """
+        state = torch.load(path, weights_only=True)
+        if state["settings"] != asdict(settings):
+            raise click.ClickException(f"{path} must be of the same settings, got {state['settings']}. Delete it.")
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.bank, self.best_weights = state["bank"], state["best"]
+        self.step, self.seconds, self.best = state["facts"]
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """Return the splits as levels 0 and 255, uint8, (n, 784)."""
+    with np.load(folder / "binarized_mnist.npz") as file:
+        bits = {name: np.unpackbits(file[name], axis=1)[:, : math.prod(SHAPE)] for name in ("train", "valid", "test")}
+    return {name: torch.from_numpy(255 * part) for name, part in bits.items()}
+
+
+def made(settings: Settings) -> ImageVAE:
+    """Return a fresh model."""
+    torch.manual_seed(settings.seed)
+    config = ImageConfig(latent=settings.latent, channels=settings.channels, blocks=settings.blocks, pixels="bernoulli")
+    model = ImageVAE(SHAPE, config)
+    model.prior = Exemplars(settings.latent, KEPT_EXEMPLARS)
+    return model
+
+
+def started(settings: Settings, images: int) -> Run:
+    """Return a run that has not trained yet."""
+    model = made(settings)
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return Run(
+        model.train(),
+        copy.deepcopy(model).eval(),
+        torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True),
+        torch.Generator().manual_seed(settings.seed),
+        torch.zeros(images, model.latent),
+    )
+
+
+def loss(run: Run, train: Tensor, chosen: Tensor, settings: Settings, beta: float) -> Tensor:
+    """Return the loss of a batch, and remember its posterior means.
+
+    The mixture is around this batch's means and many of the bank, which have no gradient; the batch's gradients are
+    scaled up to stand for all.
+    """
+    model, rows, g = run.model, train[chosen], run.generator
+    entered = model.input(rows)
+    if settings.flips:
+        entered = torch.where(torch.rand(entered.shape, generator=g) < settings.flips, -entered, entered)
+    mean, log_scale = model.encoded(entered)
+    prior = None
+    if isinstance(model.prior, Exemplars):
+        fixed = mean.detach()
+        run.bank[chosen] = fixed
+        others = torch.randint(len(train), (STEP_EXEMPLARS - len(chosen),), generator=g)
+        scaled = fixed + (STEP_EXEMPLARS / len(chosen)) * (mean - fixed)
+        exemplars = torch.cat([chosen, others])
+        prior = model.prior.around(torch.cat([scaled, run.bank[others]]), chosen[:, None] == exemplars)
+    noise = torch.randn(1, *mean.shape, generator=g)
+    return -bounds.beta_elbo(bounds.terms(model, rows, noise, posterior=(mean, log_scale), prior=prior), beta).mean()
+
+
+def take_step(run: Run, train: Tensor, settings: Settings, share: float) -> float:
+    """Take one optimiser step, at this share of the run; return the loss."""
+    rate = (
+        settings.learning_rate * min(1.0, (run.step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    chosen = torch.randint(len(train), (settings.batch,), generator=run.generator)
+    value = loss(run, train, chosen, settings, min(1.0, share / settings.warmup))
+    run.optimizer.zero_grad()
+    value.backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), 50.0)
+    run.optimizer.step()
+    run.step += 1
+    weight = 1 - min(settings.averaging, (1 + run.step) / (10 + run.step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(run.averaged.parameters()), list(run.model.parameters()), weight)
+    return float(value.detach())
+
+
+@torch.inference_mode()
+def keep_exemplars(model: ImageVAE, train: Tensor) -> None:
+    """Give the prior its exemplars: training images at equal distances."""
+    if isinstance(model.prior, Exemplars):
+        spread = torch.linspace(0, len(train) - 1, KEPT_EXEMPLARS).long()
+        model.prior.keep(torch.cat([model.posterior(part)[0] for part in train[spread].split(512)]))
+
+
+@torch.inference_mode()
+def log_weights(model: ImageVAE, x: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Return the log weights of k samples of each image, (k, n)."""
+    found, at_once = [], max(1, CHUNK // len(x))
+    posterior = model.posterior(x)
+    for first in range(0, k, at_once):
+        noise = torch.randn(min(at_once, k - first), *posterior[0].shape, generator=generator)
+        found.append(bounds.terms(model, x, noise, posterior=posterior).log_weights)
+    return torch.cat(found)
+
+
+def validation_elbo(model: ImageVAE, x: Tensor) -> float:
+    """Return the mean ELBO of images, with the same noise each time."""
+    generator = torch.Generator().manual_seed(0)
+    return float(torch.cat([bounds.elbo(log_weights(model, part, 1, generator)) for part in x.split(500)]).mean())
+
+
+def look(run: Run, data: dict[str, Tensor], recent: list[float]) -> None:
+    """Judge the averaged weights, and keep them if they are the best so far."""
+    keep_exemplars(run.averaged, data["train"])
+    elbo = validation_elbo(run.averaged, data["valid"][:CHOSEN_BY])
+    if elbo > run.best:
+        run.best = elbo
+        run.best_weights = {name: value.clone() for name, value in run.averaged.state_dict().items()}
+    mean = sum(recent) / max(1, len(recent))
+    click.echo(
+        f"{run.seconds / 60:6.1f} min  step {run.step:7d}  loss {mean:7.2f}  validation ELBO {elbo:8.3f}", err=True
+    )
+
+
+def train_for(run: Run, data: dict[str, Tensor], settings: Settings, checkpoint: Path) -> None:
+    """Train until the minutes are spent; the run's averaged model has the best weights then."""
+    total, recent = 60 * settings.minutes, list[float]()
+    looked = run.seconds
+    while run.seconds < total:
+        begin = time.perf_counter()
+        recent.append(take_step(run, data["train"], settings, run.seconds / total))
+        run.seconds += time.perf_counter() - begin
+        if run.seconds - looked > LOOK_SECONDS or run.seconds >= total:
+            begin = time.perf_counter()
+            look(run, data, recent)
+            recent.clear()
+            run.seconds += time.perf_counter() - begin
+            looked = run.seconds
+            aside = checkpoint.with_suffix(".partial")
+            torch.save(run.saved(settings), aside)
+            aside.replace(checkpoint)
+    run.averaged.load_state_dict(run.best_weights)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean test log-likelihood, nats.
+
+    Attributes:
+        value: Estimate of the mean over test images of the bound with `MANY` samples.
+        error: Its Monte-Carlo standard error, of both parts.
+        spread: Standard error of the mean over images: what another test set of this size would change.
+        elbo, few: Means of the ELBO and of the bound with `FEW` samples.
+        agreement: Share of the reference images where `FEW` samples are within twice their stated error of `MANY`.
+        rows: Reference images.
+    """
+
+    value: float
+    error: float
+    spread: float
+    elbo: float
+    few: float
+    agreement: float
+    rows: int
+
+
+def estimate(model: ImageVAE, test: Tensor, *, reference_rows: int, seed: int = 0) -> Estimate:
+    """Estimate the mean log-likelihood of the test images.
+
+    Args:
+        model: Trained model, in eval mode.
+        test: Test images, (n, m).
+        reference_rows: Images, at equal distances, that are given `MANY` samples.
+        seed: Of the samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    few, elbo, variance = [], [], []
+    for part in test.split(200):
+        w = log_weights(model, part, FEW, generator)
+        few.append(bounds.importance_weighted_bound(w).double())
+        elbo.append(bounds.elbo(w).double())
+        variance.append(bounds.monte_carlo_error(w, "likelihood").double().square())
+    gains, agree = [], []
+    spread = torch.linspace(0, len(test) - 1, reference_rows).long()
+    for part in test[spread].split(10):
+        w = log_weights(model, part, MANY, generator)
+        many, error = bounds.importance_weighted_bound(w), bounds.monte_carlo_error(w, "likelihood")
+        groups = w.unflatten(0, (MANY // FEW, FEW))
+        each = torch.stack([bounds.importance_weighted_bound(group) for group in groups])
+        gains.append((many - each.mean(0)).double())
+        stated = bounds.monte_carlo_error(groups[0], "likelihood")
+        agree.append((each[0] - many).abs() <= 2 * (stated.square() + error.square()).sqrt())
+    of_few, gain = torch.cat(few), torch.cat(gains)
+    first = float(torch.cat(variance).sum().sqrt()) / len(test)
+    second = float(gain.std()) / math.sqrt(len(gain))
+    return Estimate(
+        value=float(of_few.mean() + gain.mean()),
+        error=math.hypot(first, second),
+        spread=float(of_few.std()) / math.sqrt(len(test)),
+        elbo=float(torch.cat(elbo).mean()),
+        few=float(of_few.mean()),
+        agreement=float(torch.cat(agree).double().mean()),
+        rows=reference_rows,
+    )
+
+
+@click.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--model", type=click.Choice(["vae", "ladder"]), default="vae", show_default=True)
+@click.option("--minutes", type=float, default=50.0, show_default=True, help="training time")
+@click.option("--checkpoint", type=click.Path(dir_okay=False, path_type=Path), default=Path("binarized.pt"))
+@click.option("--channels", type=int, default=16, show_default=True)
+@click.option("--blocks", type=int, default=1, show_default=True)
+@click.option("--latent", type=int, default=32, show_default=True)
+@click.option("--batch", type=int, default=128, show_default=True)
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option("--flips", type=float, default=0.0, show_default=True, help="share of bits the encoder sees wrong")
+@click.option("--reference-rows", type=int, default=200, show_default=True, help=f"test images with {MANY} samples")
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(data: Path, checkpoint: Path, reference_rows: int, threads: int, **chosen: object) -> None:
+    """Train on statically binarised MNIST and print the test log-likelihood as a row of a Markdown table."""
+    torch.set_num_threads(threads)
+    settings = Settings(**chosen)  # type: ignore[arg-type]
+    parts = read(data)
+    run = started(settings, len(parts["train"]))
+    if checkpoint.exists():
+        run.restore(checkpoint, settings)
+    train_for(run, parts, settings, checkpoint)
+    begin = time.perf_counter()
+    e = estimate(run.averaged, parts["test"], reference_rows=reference_rows)
+    click.echo(f"validation ELBO {run.best:.3f}; estimated in {(time.perf_counter() - begin) / 60:.1f} min", err=True)
+    click.echo(f"| model | minutes | steps | ELBO | k = {FEW} | k = {MANY} | agree within 2 errors |")
+    click.echo("|---|---|---|---|---|---|---|")
+    click.echo(
+        f"| {settings.model} | {settings.minutes:g} | {run.step} | {e.elbo:.2f} | {e.few:.2f} "
+        f"| **{e.value:.2f}** ± {e.error:.3f} (images: ± {e.spread:.2f}) | {e.agreement:.0%} of {e.rows} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
