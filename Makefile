@@ -18,7 +18,7 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-promises docs clean
+.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-promises docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench-tables: $(READY) ## accuracy beside PyOD's detectors; DATA=folder of label
 
 bench-missing: $(READY) ## accuracy with missing cells beside PyOD's detectors; DATA=folder of the census table Adult
 	@$(BIN)/python pipelines/missing.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
+
+bench-images: $(READY) ## image outliers, one class against the rest, cost; DATA=an .npz of images or a folder of them
+	@$(BIN)/python pipelines/bench_images.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 bench-promises: $(READY) ## false alarms, false discoveries and reasons on labelled tables; DATA=their folder
 	@$(BIN)/python pipelines/promises.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)

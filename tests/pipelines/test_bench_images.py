@@ -1,0 +1,59 @@
+"""The image benchmark on digits: its figures are those of the detector, and finished runs are not run again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ["--set", "steps=20", "--set", "channels=16", "--set", "latent=4", "--set", "calibration_k=[1, 4]"]
+
+
+def run(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "pipelines/bench_images.py"), "--out", str(out), *words, *FAST]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("bench")
+    words = ["--protocol", "ood", "--protocol", "one-class", "--class", "3", "--peer", "pca_residual"]
+    made = run(out, *words)
+    assert made.returncode == 0, made.stderr[-2000:]
+    return out, made.stdout
+
+
+def test_every_pair_and_detector_has_a_figure(done: tuple[Path, str]) -> None:
+    results = pd.read_parquet(done[0] / "results.parquet")
+    ood = results[(results.protocol == "ood") & ~results.against.str.startswith("false")]
+    assert set(ood.against) == {"noise", "constant", "inverted", "half contrast", "flipped"}
+    assert {"statistics", "corrected", "elbo", "complexity", "pca_residual"} <= set(ood.detector)
+    assert ood.auroc.between(0, 1).all()
+    one = results[results.protocol == "one-class"].set_index("detector").auroc
+    assert one["pca_residual"] > 0.9
+    assert "pca_residual" in (done[0] / "report.md").read_text(encoding="utf-8")
+
+
+def test_finished_runs_are_not_run_again(done: tuple[Path, str]) -> None:
+    kept = done[0] / "runs.jsonl"
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        for row in line["rows"]:
+            row["auroc"] = 0.125  # what no run would give
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    words = ["--protocol", "ood", "--protocol", "one-class", "--class", "3", "--peer", "pca_residual"]
+    assert run(done[0], *words).returncode == 0
+    assert np.allclose(pd.read_parquet(done[0] / "results.parquet").auroc, 0.125)
+
+
+def test_a_file_that_lacks_its_arrays_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "half.npz", x_train=np.zeros((3, 4, 4), np.uint8))
+    made = run(tmp_path / "out", "--data", str(tmp_path / "half.npz"))
+    assert made.returncode == 2
+    assert "y_train" in made.stderr
