@@ -3,8 +3,8 @@
 Trains for some minutes on the training images, chooses among the weights on the way by the validation images' ELBO, and
 looks at the test images once, at the end. A killed run goes on from its checkpoint.
 
-What k = 5,000 samples say of 10,000 images costs fifty million passes of the decoder. The estimate is therefore taken in
-two parts, whose sum has the same expectation: `FEW` samples of every test image, plus what 5,000 add to `FEW`, which
+What k = 5,000 samples say of 10,000 images costs fifty million passes of the decoder. The estimate is therefore taken
+in two parts, whose sum has the same expectation: `FEW` samples of every test image, plus what 5,000 add to `FEW`, which
 varies little from image to image, on some of them. `--reference-rows 10000` spends the fifty million.
 
 Data: `binarized_mnist.npz` with `train`, `valid` and `test`, bits as `numpy.packbits(axis=1)` packs them.
@@ -31,10 +31,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomaly_vae.options import ImageConfig
 from anomaly_vae.models import bounds
 from anomaly_vae.models.conv import ImageVAE
-from anomaly_vae.models.priors import Exemplars
+from anomaly_vae.models.ladder import LadderVAE
+from anomaly_vae.models.priors import Exemplars, StandardNormal
+from anomaly_vae.options import ImageConfig
 
 SHAPE = (1, 28, 28)
 MANY, FEW = 5_000, 50
@@ -62,6 +63,7 @@ class Settings:
     flips: float
     seed: int
     averaging: float = 0.999
+    anchored: float = 0.3
     warmup: float = 0.1
     weight_decay: float = 1e-3
 
@@ -130,6 +132,8 @@ def made(settings: Settings) -> ImageVAE:
     """Return a fresh model."""
     torch.manual_seed(settings.seed)
     config = ImageConfig(latent=settings.latent, channels=settings.channels, blocks=settings.blocks, pixels="bernoulli")
+    if settings.model == "ladder":
+        return LadderVAE(SHAPE, config)
     model = ImageVAE(SHAPE, config)
     model.prior = Exemplars(settings.latent, KEPT_EXEMPLARS)
     return model
@@ -150,27 +154,29 @@ def started(settings: Settings, images: int) -> Run:
     )
 
 
-def loss(run: Run, train: Tensor, chosen: Tensor, settings: Settings, beta: float) -> Tensor:
+def loss(run: Run, train: Tensor, chosen: Tensor, settings: Settings, share: float) -> Tensor:
     """Return the loss of a batch, and remember its posterior means.
 
-    The mixture is around this batch's means and many of the bank, which have no gradient; the batch's gradients are
-    scaled up to stand for all.
+    The mixture is around this batch's means and many of the bank, which have no gradient.
     """
     model, rows, g = run.model, train[chosen], run.generator
     entered = model.input(rows)
     if settings.flips:
         entered = torch.where(torch.rand(entered.shape, generator=g) < settings.flips, -entered, entered)
-    mean, log_scale = model.encoded(entered)
+    posterior = model.encoded(entered)
+    mean = posterior[0]
     prior = None
-    if isinstance(model.prior, Exemplars):
-        fixed = mean.detach()
-        run.bank[chosen] = fixed
+    if isinstance(model.prior, Exemplars) and share < settings.anchored:
+        run.bank[chosen] = mean.detach()
+        prior = StandardNormal(model.latent)
+    elif isinstance(model.prior, Exemplars):
+        run.bank[chosen] = mean.detach()
         others = torch.randint(len(train), (STEP_EXEMPLARS - len(chosen),), generator=g)
-        scaled = fixed + (STEP_EXEMPLARS / len(chosen)) * (mean - fixed)
         exemplars = torch.cat([chosen, others])
-        prior = model.prior.around(torch.cat([scaled, run.bank[others]]), chosen[:, None] == exemplars)
-    noise = torch.randn(1, *mean.shape, generator=g)
-    return -bounds.beta_elbo(bounds.terms(model, rows, noise, posterior=(mean, log_scale), prior=prior), beta).mean()
+        prior = model.prior.around(torch.cat([mean, run.bank[others]]), chosen[:, None] == exemplars)
+    beta = min(1.0, share / settings.warmup)
+    noise = torch.randn(1, len(rows), model.latent, generator=g)
+    return -bounds.beta_elbo(bounds.terms(model, rows, noise, posterior=posterior, prior=prior), beta).mean()
 
 
 def take_step(run: Run, train: Tensor, settings: Settings, share: float) -> float:
@@ -181,7 +187,7 @@ def take_step(run: Run, train: Tensor, settings: Settings, share: float) -> floa
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     chosen = torch.randint(len(train), (settings.batch,), generator=run.generator)
-    value = loss(run, train, chosen, settings, min(1.0, share / settings.warmup))
+    value = loss(run, train, chosen, settings, share)
     run.optimizer.zero_grad()
     value.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), 50.0)
@@ -205,9 +211,9 @@ def keep_exemplars(model: ImageVAE, train: Tensor) -> None:
 def log_weights(model: ImageVAE, x: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Return the log weights of k samples of each image, (k, n)."""
     found, at_once = [], max(1, CHUNK // len(x))
-    posterior = model.posterior(x)
+    posterior = model.encoded(model.input(x))
     for first in range(0, k, at_once):
-        noise = torch.randn(min(at_once, k - first), *posterior[0].shape, generator=generator)
+        noise = torch.randn(min(at_once, k - first), len(x), model.latent, generator=generator)
         found.append(bounds.terms(model, x, noise, posterior=posterior).log_weights)
     return torch.cat(found)
 

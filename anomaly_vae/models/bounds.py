@@ -24,7 +24,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class Terms(NamedTuple):
         log_pz: log p(z_i), shape (k, n).
         log_qz: log q(z_i|x), shape (k, n).
         z: The samples, shape (k, n, l).
-        mean: Posterior means, shape (n, l).
+        mean: Posterior means, shape (n, l); of a `LayeredModel` those that the first sample met.
     """
 
     log_px: Tensor
@@ -76,6 +76,24 @@ class Terms(NamedTuple):
     def log_weights(self) -> Tensor:
         """w, shape (k, n)."""
         return self.log_px.sum(-1) + self.log_pz - self.log_qz
+
+
+@runtime_checkable
+class LayeredModel(Protocol):
+    """A model whose posterior of some codes depends on other codes, so that it draws them itself.
+
+    Its prior and posterior have no form but the log densities at the samples; what is made of these stays here.
+    """
+
+    def terms(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        *,
+        posterior: tuple[Tensor, Tensor] | None = None,
+        prior: Prior | None = None,
+    ) -> Terms:
+        """Return the three log densities of rows (n, m) at the samples that the noise (k, n, l) picks."""
 
 
 def terms(
@@ -92,15 +110,18 @@ def terms(
         model: The model.
         x: Encoded rows, shape (n, m), NaN = missing.
         noise: Standard normal draws, (k, n, l), or (k, l) shared by all rows (common random numbers).
-        posterior: Mean and log standard deviation, if not the model's for `x`: that of noisy rows in training.
+        posterior: Mean and log standard deviation, if not the model's for `x`: that of noisy rows in training. Of a
+            `LayeredModel`, what its `encoded` returned.
         prior: The prior, if not the model's: one that leaves each row out, in training.
 
     Raises:
         ShapeError: The noise has neither shape.
     """
-    mean, log_scale = posterior or model.posterior(x)
     if noise.dim() == 2:
         noise = noise[:, None, :].expand(-1, x.shape[0], -1)
+    if isinstance(model, LayeredModel):
+        return model.terms(x, noise, posterior=posterior, prior=prior)
+    mean, log_scale = posterior or model.posterior(x)
     if noise.dim() != 3 or noise.shape[1:] != mean.shape:
         raise ShapeError(f"noise must have shape (k, {x.shape[0]}, {mean.shape[1]}), got {tuple(noise.shape)}.")
     z = mean + log_scale.exp() * noise

@@ -62,6 +62,11 @@ def halvings(sides: Sequence[int]) -> int:
     return count
 
 
+def wide(h: Tensor) -> Tensor:
+    """Return values in float32 at least."""
+    return h.float() if h.dtype == torch.bfloat16 else h
+
+
 def normed(channels: int) -> nn.GroupNorm:
     """Return the normalisation of so many channels, a multiple of 16."""
     return nn.GroupNorm(channels // GROUP, channels)
@@ -176,7 +181,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (n, core) float32 features of the smallest size for images (n, c, h', w')."""
-        return F.silu(self.norm(self.features(x)[-1])).flatten(1).float()
+        return wide(F.silu(self.norm(self.features(x)[-1])).flatten(1))
 
 
 class Decoder(nn.Module):
@@ -200,7 +205,11 @@ class Decoder(nn.Module):
         """Map (n, widest, ., .) to float32 maps (n, width, h', w')."""
         for stage in self.up:
             h = stage(h)
-        return self.maps(F.silu(self.fine(F.silu(self.norm(h))))).float()
+        return self.finished(h)
+
+    def finished(self, h: Tensor) -> Tensor:
+        """Map features of the full size (n, ., h', w') to float32 maps (n, width, h', w')."""
+        return wide(self.maps(F.silu(self.fine(F.silu(self.norm(h))))))
 
 
 class ImageVAE(nn.Module):
@@ -231,6 +240,7 @@ class ImageVAE(nn.Module):
         self.input_width = self.columns
         self.discrete: list[bool] = []
         self.latent, self.classes = config.latent, classes
+        self.coded = config.latent
         self.mixed = config.mixed_precision
         self.largest_product = self.frame.largest_product()
         self.likelihood = PIXEL_LIKELIHOODS[config.pixels](self.shape[0])
@@ -251,7 +261,7 @@ class ImageVAE(nn.Module):
 
     def input(self, x: Tensor) -> Tensor:
         """Return the encoder's input, (n, m), in [-1, 1], for rows of levels (n, m)."""
-        return x.to(torch.get_default_dtype()) * (2 / BRIGHTEST) - 1
+        return x.to(self.to_code.weight.dtype) * (2 / BRIGHTEST) - 1
 
     def posterior(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), each (n, l), for rows of levels (n, m).
@@ -259,32 +269,47 @@ class ImageVAE(nn.Module):
         Raises:
             ShapeError: The rows have another number of pixels than the model's images.
         """
+        return self.encoded(self.input(self.checked(x)), classes)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """Return the rows of levels as they are.
+
+        Raises:
+            ShapeError: They have not the shape (n, m).
+        """
         if x.dim() != 2 or x.shape[1] != self.columns:
             c, h, w = self.shape
             raise ShapeError(
                 f"images must be rows of {c} x {h} x {w} = {self.columns} levels, got shape {tuple(x.shape)}. "
                 "Bring them to the model's size and channels first."
             )
-        return self.encoded(self.input(x), classes)
+        return x
 
     def encoded(self, entered: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), each (n, l), for the network's input (n, m)."""
         with self._cheap(entered):
             h = self.encoder(self.frame.image(entered))
+        return self.code(h, classes)
+
+    def code(self, h: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean and log standard deviation of a vector of codes, each (n, .), for features (n, core)."""
         if self.embedding is not None and classes is not None:
             h = h + self.embedding(classes)[:, : self.frame.core]
-        mean, log_scale = self.to_code(h)[:, : 2 * self.latent].chunk(2, -1)
+        mean, log_scale = self.to_code(h)[:, : 2 * self.coded].chunk(2, -1)
         return mean, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
-    def decoded(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Return the likelihood's maps, (..., width, h, w), for codes (..., l), with classes (..., n, l)."""
+    def core(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Return where the decoder starts, (r, widest, ., .), for a vector of codes, (..., l), r of them in all."""
         h = self.from_code(z)
         if self.embedding is not None and classes is not None:
             h = h + self.embedding(classes)[:, self.frame.core :]
-        h = h.view(-1, self.frame.widths[-1], *self.frame.smallest).contiguous(memory_format=LAST)
+        return h.view(-1, self.frame.widths[-1], *self.frame.smallest).contiguous(memory_format=LAST)
+
+    def decoded(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Return the likelihood's maps, (..., width, h, w), for codes (..., l), with classes (..., n, l)."""
         with self._cheap(z):
-            maps = self.frame.cropped(self.decoder(h))
-        return maps.view(*z.shape[:-1], *maps.shape[1:]) if z.dim() == 2 else maps.unflatten(0, z.shape[:-1])
+            maps = self.frame.cropped(self.decoder(self.core(z, classes)))
+        return maps.unflatten(0, z.shape[:-1])
 
     def log_px_given_z(self, x: Tensor, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Return log p(x_c|z) of each pixel, (k, n, m), for rows of levels (n, m) and codes (k, n, l)."""
@@ -297,7 +322,7 @@ class ImageVAE(nn.Module):
 
     def best(self, x: Tensor) -> Tensor:
         """Return the most that the likelihood could give each pixel of rows of levels (n, m), (n, m)."""
-        return self.likelihood.best(x.to(torch.get_default_dtype()).view(-1, *self.shape))  # type: ignore[operator]
+        return self.likelihood.best(x.to(self.to_code.weight.dtype).view(-1, *self.shape))  # type: ignore[operator]
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, classes: Tensor | None = None) -> Tensor:

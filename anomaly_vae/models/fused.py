@@ -125,6 +125,7 @@ class Rows:
         spread: Sum of the log standard deviations, (n,).
         target, factor, constant: See `SummedNormals.prepared`; None where some column is not continuous.
         context: Classes of the rows, (n,), of a conditional model.
+        features: What a ladder's posteriors need of the rows, (n, f).
     """
 
     x: Tensor
@@ -136,6 +137,7 @@ class Rows:
     factor: Tensor | None = None
     constant: Tensor | None = None
     context: Tensor | None = None
+    features: Tensor | None = None
 
     def part(self, rows: slice | Tensor) -> Rows:
         """Return some of the rows."""

@@ -16,6 +16,8 @@ EXEMPLARS = 512
 NARROWEST = -3.5
 """Components have a log standard deviation of at least this: in float32 narrower ones lose digits, and a density that
 spikes at single training rows is no prior."""
+NARROWEST_EXEMPLAR = -2.0
+"""The same for the widths that exemplars share."""
 
 
 class StandardNormal(nn.Module):
@@ -118,13 +120,27 @@ class AggregatedPosterior(nn.Module):
         self.means[:count], self.log_scales[:count] = (part[:count] for part in posterior)
 
 
+@dataclass(frozen=True)
+class Centered:
+    """A mixture of codes measured from a middle, (l,)."""
+
+    middle: Tensor
+    mixture: GaussianMixture
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log p(z) of codes (..., n, l), shape (..., n)."""
+        return self.mixture.log_prob(z - self.middle)
+
+
 class Exemplars(nn.Module):
     r"""A mixture of equal Gaussians around the posterior means of exemplars, of one learned width in each dimension.
 
     .. math:: p(z) = \tfrac1J \sum_j N(z; \mu_j, \mathrm{diag}(\sigma^2))
 
     Posteriors' own widths, as `AggregatedPosterior` has them, leave gaps between the exemplars where codes have many
-    dimensions; a width of the prior's own is learned with the rest and closes them.
+    dimensions; a width of the prior's own is learned with the rest and closes them. Codes are measured from the middle
+    of the exemplars, and widths kept above `NARROWEST_EXEMPLAR`: nothing else holds codes near 0, and far from it
+    float32 has no digits left for their distances.
 
     Args:
         latent: Latent width l.
@@ -144,19 +160,23 @@ class Exemplars(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) of codes (..., l), shape (...)."""
-        equal = self.means.new_full((len(self.means),), -math.log(len(self.means)))
-        return GaussianMixture(self.means, self.log_scale, equal).log_prob(z)
+        return self.around(self.means).log_prob(z)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n codes, shape (n, l)."""
         chosen = torch.randint(len(self.means), (n,), generator=generator)
         noise = torch.randn(n, self.latent, generator=generator)
-        return self.means[chosen] + self.log_scale.clamp(min=NARROWEST).exp() * noise
+        return self.means[chosen] + self.log_scale.clamp(min=NARROWEST_EXEMPLAR).exp() * noise
 
-    def around(self, means: Tensor, own: Tensor) -> GaussianMixture:
-        """Return the mixture around these means (J, l) for one step of training; `own` as in `AggregatedPosterior`."""
+    def around(self, means: Tensor, own: Tensor | None = None) -> Centered:
+        """Return the mixture around these means (J, l); `own` as in `AggregatedPosterior`, for one step of training."""
+        if own is None:
+            own = torch.zeros(1, len(means), dtype=torch.bool, device=means.device)
         counts = (~own).sum(1, keepdim=True).clamp(min=1)
-        return GaussianMixture(means, self.log_scale, (-counts.to(means.dtype).log()).masked_fill(own, -torch.inf))
+        log_weights = (-counts.to(means.dtype).log()).masked_fill(own, -torch.inf)
+        middle = means.mean(0).detach()
+        log_scale = self.log_scale.clamp(min=NARROWEST_EXEMPLAR)
+        return Centered(middle, GaussianMixture(means - middle, log_scale, log_weights))
 
     @torch.no_grad()
     def keep(self, means: Tensor) -> None:

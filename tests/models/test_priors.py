@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
-from anomaly_vae.models.priors import EXEMPLARS, NARROWEST, AggregatedPosterior
+from anomaly_vae.models.priors import EXEMPLARS, NARROWEST, AggregatedPosterior, Exemplars
 from tests.conftest import mixed_frame
 
 
@@ -66,3 +68,34 @@ def test_training_keeps_codes_of_training_rows_and_the_detector_saves_them(tmp_p
     np.testing.assert_array_equal(Detector.load(tmp_path / "m").score_frame(fresh)["anomaly_score"], scores)
     alone = [detector.score_frame(fresh[i : i + 1])["anomaly_score"].iloc[0] for i in range(30)]
     np.testing.assert_array_equal(scores[:30], alone)
+
+
+def test_exemplars_of_one_width_are_a_density_wherever_they_lie():
+    prior = Exemplars(2, count=7).double()
+    with torch.no_grad():
+        prior.log_scale.copy_(torch.tensor([[-0.5, 0.2]]))
+    prior.keep(torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3.0)
+    axis = torch.linspace(-10, 16, 400, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    total = prior.log_prob(grid).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert float(total) == pytest.approx(1.0, abs=1e-5)
+    drawn = prior.float().sample(20_000, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(drawn.mean(0), prior.means.mean(0), atol=0.05, rtol=0)
+
+
+def test_far_from_zero_float32_still_knows_distances():
+    means = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    z = means[:5] + 0.3
+    near, far = Exemplars(8), Exemplars(8)
+    near.keep(means)
+    far.keep(means + 100.0)
+    torch.testing.assert_close(near.log_prob(z), far.log_prob(z + 100.0), atol=1e-3, rtol=0)
+
+
+def test_an_exemplar_is_no_reason_for_itself():
+    prior = Exemplars(2)
+    means = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    own = torch.eye(2, dtype=torch.bool)
+    left_out = prior.around(means, own).log_prob(means)
+    expected = -0.5 * 9.0 - math.log(2 * math.pi)
+    torch.testing.assert_close(left_out, torch.full((2,), expected))
