@@ -25,8 +25,7 @@ from .data.rows import split_rows
 from .data.schema import Schema, named
 from .detection.detector import Detector
 from .errors import CalibrationError, ConfigError, NotFittedError, SchemaError, TrainingWarning
-from .models.conv import ImageVAE
-from .models.family import Model
+from .models.family import IMAGE_FAMILIES, Model
 from .models.vae import VAE
 from .options import Config, ImageConfig, TrainConfig
 from .training import Epoch
@@ -124,7 +123,7 @@ def _made(frame: pd.DataFrame, config: Config, train: NDArray[np.intp]) -> tuple
         torch.manual_seed(config.seed)
         if isinstance(config, ImageConfig):
             images = ImageSchema.fit(frame, size=config.height_width, rows=train)
-            return images, ImageVAE(images.shape, config)
+            return images, IMAGE_FAMILIES[config.model](images.shape, config)
         schema = Schema.fit(frame, kinds=config.columns, rows=train)
         return schema, VAE(schema.modelled, config)
 

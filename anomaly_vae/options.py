@@ -277,7 +277,7 @@ class ImageConfig(FitConfig):
     size: tuple[int, ...] = _option((), "height and width that images are brought to; by default their own")
     model: str = _option("vae", f"the network: {', '.join(IMAGE_MODELS)}")
     pixels: str = _option("continuous_bernoulli", f"likelihood of pixels: {', '.join(PIXELS)}")
-    latent: int = _option(32, "latent width; of a ladder, of each of its layers")
+    latent: int = _option(32, "latent width; of a ladder, of the vector above its maps")
     channels: int = _option(32, "channels of the widest images; each halving of the sides doubles them, up to fourfold")
     blocks: int = _option(1, "residual blocks at each size")
     k: int = _option(4, "posterior samples per image when scoring, one of calibration_k")

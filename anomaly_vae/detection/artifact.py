@@ -35,7 +35,7 @@ from ..data.images import ImageSchema
 from ..data.schema import Schema
 from ..errors import AnomalyVaeError, ArtifactError, OutputExistsError
 from ..models.conv import ImageVAE
-from ..models.family import Model
+from ..models.family import IMAGE_FAMILIES, Model
 from ..models.mixture import ClassMixture
 from ..models.vae import VAE
 from ..options import Config, ImageConfig, TrainConfig
@@ -214,7 +214,7 @@ def _of_images(facts: dict[str, Any]) -> tuple[ImageSchema, ImageConfig, ImageVA
         )
     config, schema = ImageConfig.from_mapping(facts["config"]), ImageSchema.from_dict(facts["schema"])
     with torch.random.fork_rng(devices=[]):
-        model = ImageVAE(schema.shape, config)
+        model = IMAGE_FAMILIES[config.model](schema.shape, config)
     return schema, config, model
 
 

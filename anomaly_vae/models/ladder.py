@@ -24,8 +24,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,18 @@ def soft(log_scale: Tensor) -> Tensor:
 def log_normal(u: Tensor, log_scale: Tensor) -> Tensor:
     """Return the log densities (n,) of Gaussians with these log scales at standardised codes u, (n, ...)."""
     return -(0.5 * u.square() + log_scale + HALF_LOG_2PI).flatten(1).sum(-1)
+
+
+class Found(NamedTuple):
+    """What a pass upwards finds.
+
+    Attributes:
+        above: The vector's posterior means and log scales, side by side, (n, 2 coded).
+        features: Of the sizes that have layers, channels innermost, flat and side by side, (n, f).
+    """
+
+    above: Tensor
+    features: Tensor
 
 
 @dataclass
@@ -114,10 +128,7 @@ class Layer(nn.Module):
             d: The descent, of k n rows.
             image: The image's features of this size, (n, f), channels innermost, or None.
         """
-        d.h = self.blocks(d.h)
-        normal = F.silu(self.norm(d.h))
-        location, log_scale = wide(self.prior(normal)).chunk(2, 1)
-        log_scale = soft(log_scale)
+        normal, location, log_scale = self._prior(d)
         shift, log_width = self._relative(normal, image) if image is not None else (0 * location, 0 * location)
         noise = d.next(self.latent).unflatten(1, self.codes)
         u = shift + log_width.exp() * noise
@@ -130,8 +141,17 @@ class Layer(nn.Module):
 
     def given(self, d: Descent) -> None:
         """Take a descent through this layer by the codes at the front of its noise."""
+        _, location, log_scale = self._prior(d)
+        z = d.next(self.latent).unflatten(1, self.codes)
+        d.log_pz = d.log_pz + log_normal((z - location) * (-log_scale).exp(), log_scale)
+        self._join(d, z)
+
+    def _prior(self, d: Descent) -> tuple[Tensor, Tensor, Tensor]:
+        """Go to the codes; return the features there, and the prior's location and log scale, each (r, ., ., .)."""
         d.h = self.blocks(d.h)
-        self._join(d, d.next(self.latent).unflatten(1, self.codes))
+        normal = F.silu(self.norm(d.h))
+        location, log_scale = wide(self.prior(normal)).chunk(2, 1)
+        return normal, location, soft(log_scale)
 
     def _relative(self, normal: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the posterior's location and log scale in units of the prior, each (k n, ., ., .)."""
@@ -187,14 +207,14 @@ class LadderVAE(ImageVAE):
         """Return the model of images of these classes, (n,), one of each row."""
         return GivenClassesOfLadder(self, classes)
 
-    def encoded(self, entered: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what the pass upwards finds, for `terms`: the vector's posterior (n, 2 coded), features (n, f)."""
+    def encoded(self, entered: Tensor, classes: Tensor | None = None) -> Found:
+        """Return what the pass upwards finds, for `terms`, for the network's input (n, m)."""
         with self._cheap(entered):
             features = self.encoder.features(self.frame.image(entered))
             h = wide(F.silu(self.encoder.norm(features[-1])).flatten(1))
         used = features[::-1][: len(self.layers)]
         flat = torch.cat([part.permute(0, 2, 3, 1).flatten(1) for part in used], 1)
-        return torch.cat(self.code(h, classes), 1), flat
+        return Found(torch.cat(self.code(h, classes), 1), flat)
 
     def posterior(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return means and log standard deviations of all layers, each (n, l), along the path of the means.
@@ -202,8 +222,12 @@ class LadderVAE(ImageVAE):
         Raises:
             ShapeError: The rows have another number of pixels than the model's images.
         """
-        found = self.encoded(self.input(self.checked(x)), classes)
-        d = self._descended(found, x.new_zeros(1, len(x), self.latent, dtype=found[0].dtype), classes=classes)[0]
+        return self.along_means(self.encoded(self.input(self.checked(x)), classes), classes)
+
+    def along_means(self, found: Found, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `posterior` does, for what `encoded` found."""
+        noise = found.above.new_zeros(1, len(found.above), self.latent)
+        d = self._drawn(found, noise, classes=classes)[0]
         return torch.cat(d.mean, 1), torch.cat(d.log_scale, 1)
 
     def terms(
@@ -220,55 +244,58 @@ class LadderVAE(ImageVAE):
         Args:
             x: Rows of levels, (n, m).
             noise: Standard normal draws, (k, n, l).
-            posterior: What `encoded` found, if known.
+            posterior: What `encoded` found, if known; or means and log scales of all layers, each (n, l), for layers
+                that do not depend on each other.
             prior: Of the vector, if not the model's.
             classes: Of a conditional model, (n,).
         """
-        found = posterior or self.encoded(self.input(x), classes)
-        d, maps = self._descended(found, noise, prior=prior, classes=classes)
+        if posterior is None or isinstance(posterior, Found):
+            found = posterior or self.encoded(self.input(x), classes)
+            d, maps = self._drawn(found, noise, prior=prior, classes=classes)
+            z, mean, log_qz = torch.cat(d.z, 1).view(noise.shape), torch.cat(d.mean, 1)[: len(x)], d.log_qz
+        else:
+            mean, log_scale = posterior
+            z = mean + log_scale.exp() * noise
+            log_qz = log_normal(noise.flatten(0, 1), log_scale.expand(noise.shape).flatten(0, 1))
+            d, maps = self._given(z, prior=prior, classes=classes)
         kn = noise.shape[:2]
-        log_px = self.likelihood.log_prob(maps.unflatten(0, kn), x.to(maps.dtype).view(-1, *self.shape))  # type: ignore[operator]
-        z = torch.cat(d.z, 1).unflatten(0, kn)
-        return Terms(log_px, d.log_pz.unflatten(0, kn), d.log_qz.unflatten(0, kn), z, torch.cat(d.mean, 1)[: len(x)])
+        images = x.to(maps.dtype).view(-1, *self.shape)
+        log_px = self.likelihood.log_prob(maps.unflatten(0, kn), images)  # type: ignore[operator]
+        return Terms(log_px, d.log_pz.unflatten(0, kn), log_qz.unflatten(0, kn), z, mean)
 
-    def _descended(
-        self,
-        found: tuple[Tensor, Tensor],
-        noise: Tensor,
-        *,
-        prior: Prior | None = None,
-        classes: Tensor | None = None,
+    def _through(self, d: Descent, step: Callable[[Layer, int], None]) -> Tensor:
+        """Take a descent to its end, by a step at each layer; return the maps, (r, width, h, w)."""
+        with self._cheap(d.noise):
+            for i, stage in enumerate([*self.decoder.up, nn.Identity()]):
+                if i < len(self.layers):
+                    step(self._maps()[i], i)
+                d.h = stage(d.h)
+            return self.frame.cropped(self.decoder.finished(d.h))
+
+    def _drawn(
+        self, found: Found, noise: Tensor, *, prior: Prior | None = None, classes: Tensor | None = None
     ) -> tuple[Descent, Tensor]:
-        """Return a whole descent by noise (k, n, l) and its maps (k n, width, h, w)."""
-        above, features = found
+        """Return a descent by noise (k, n, l), and its maps."""
         top = noise[..., : self.coded]
-        mean, log_scale = above.expand(len(noise), -1, -1).chunk(2, -1)
+        mean, log_scale = found.above.expand(len(noise), -1, -1).chunk(2, -1)
         z = mean + log_scale.exp() * top
         log_pz = (prior or self.prior).log_prob(z).flatten(0, 1)
         log_qz = log_normal(top.flatten(0, 1), log_scale.flatten(0, 1))
         d = Descent(self.core(z, classes), noise[..., self.coded :].flatten(0, 1), log_pz, log_qz)
         d.add(*(part.flatten(0, 1) for part in (z, mean, log_scale)))
-        images = features.split(
-            [layer.features[0] * layer.features[1] * layer.features[2] for layer in self._maps()], 1
-        )
-        with self._cheap(z):
-            for i, stage in enumerate([*self.decoder.up, nn.Identity()]):
-                if i < len(self.layers):
-                    self._maps()[i].draw(d, images[i])
-                d.h = stage(d.h)
-            return d, self.frame.cropped(self.decoder.finished(d.h))
+        images = found.features.split([math.prod(layer.features) for layer in self._maps()], 1)
+        return d, self._through(d, lambda layer, i: layer.draw(d, images[i]))
+
+    def _given(self, z: Tensor, *, prior: Prior | None = None, classes: Tensor | None = None) -> tuple[Descent, Tensor]:
+        """Return a descent by codes (..., l), and its maps."""
+        top = z[..., : self.coded]
+        log_pz = (prior or self.prior).log_prob(top).flatten()
+        d = Descent(self.core(top, classes), z.flatten(0, -2)[:, self.coded :], log_pz, torch.zeros_like(log_pz))
+        return d, self._through(d, lambda layer, _: layer.given(d))
 
     def decoded(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Return the likelihood's maps, (..., width, h, w), for codes of all layers (..., l)."""
-        rows = z.flatten(0, -2)[:, self.coded :]
-        nothing = rows.new_zeros(())
-        d = Descent(self.core(z[..., : self.coded], classes), rows, nothing, nothing)
-        with self._cheap(z):
-            for i, stage in enumerate([*self.decoder.up, nn.Identity()]):
-                if i < len(self.layers):
-                    self._maps()[i].given(d)
-                d.h = stage(d.h)
-            return self.frame.cropped(self.decoder.finished(d.h)).unflatten(0, z.shape[:-1])
+        return self._given(z, classes=classes)[1].unflatten(0, z.shape[:-1])
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, classes: Tensor | None = None) -> Tensor:
@@ -276,11 +303,7 @@ class LadderVAE(ImageVAE):
         z = self.prior.sample(n, generator)
         noise = torch.randn(n, self.latent - self.coded, generator=generator)
         d = Descent(self.core(z, classes), noise, noise.new_zeros(n), noise.new_zeros(n))
-        for i, stage in enumerate([*self.decoder.up, nn.Identity()]):
-            if i < len(self.layers):
-                self._maps()[i].draw(d, None)
-            d.h = stage(d.h)
-        maps = self.frame.cropped(self.decoder.finished(d.h))
+        maps = self._through(d, lambda layer, _: layer.draw(d, None))
         return self.likelihood.sample(maps, generator).round().clamp(0, BRIGHTEST)  # type: ignore[operator]
 
     def scorer(self, precision: str | None = None) -> LadderScorer:
@@ -312,16 +335,15 @@ class LadderScorer(Scorer):
 
     def rows(self, x: Tensor, classes: Tensor | None = None) -> Rows:
         """Return rows of levels (n, m), perhaps of classes (n,), with posteriors along the path of the means."""
-        above, features = found = self.model.encoded(self.model.input(self.model.checked(x)), classes)
-        noise = above.new_zeros(1, len(x), self.model.latent)
-        d = self.model._descended(found, noise, classes=classes)[0]
-        mean, log_scale = torch.cat(d.mean, 1), torch.cat(d.log_scale, 1)
-        found_flat = torch.cat([above, features], 1)
-        return Rows(x, mean, log_scale, log_scale.exp(), log_scale.sum(-1), context=classes, features=found_flat)
+        found = self.model.encoded(self.model.input(self.model.checked(x)), classes)
+        mean, log_scale = self.model.along_means(found, classes)
+        features = torch.cat(found, 1)
+        return Rows(x, mean, log_scale, log_scale.exp(), log_scale.sum(-1), context=classes, features=features)
 
     def _terms(self, rows: Rows, noise: Tensor) -> Terms:
         assert rows.features is not None
-        found = rows.features[:, : 2 * self.model.coded], rows.features[:, 2 * self.model.coded :]
+        width = 2 * self.model.coded
+        found = Found(rows.features[:, :width], rows.features[:, width:])
         noise = noise[:, None].expand(-1, len(rows.x), -1)
         return self.model.terms(rows.x, noise, posterior=found, classes=rows.context)
 

@@ -127,3 +127,11 @@ def test_another_prior_or_another_size_is_refused():
         LadderVAE((1, 8, 8), ImageConfig(model="ladder", prior="aggregated_posterior"))
     with pytest.raises(ShapeError, match="1 x 8 x 8 = 64"):
         LadderVAE((1, 8, 8), SMALL).posterior(torch.zeros(2, 63))
+
+
+def test_a_posterior_that_is_given_outright_is_the_same_where_it_is_the_models_own():
+    model = made((1, 8, 8))
+    x, still = images(3, model.shape), torch.zeros(1, model.latent)
+    own, outright = bounds.terms(model, x, still), bounds.terms(model, x, still, posterior=model.posterior(x))
+    for part in ("log_px", "log_pz", "log_qz", "z"):
+        torch.testing.assert_close(getattr(own, part), getattr(outright, part), rtol=1e-4, atol=1e-3)
