@@ -18,7 +18,7 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-promises docs clean
+.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-missing: $(READY) ## accuracy with missing cells beside PyOD's detectors; 
 
 bench-images: $(READY) ## image outliers, one class against the rest, cost; DATA=an .npz of images or a folder of them
 	@$(BIN)/python pipelines/bench_images.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
+
+bench-binarized: $(READY) ## test log-likelihood of binarised MNIST; DATA=folder of binarized_mnist.npz; BENCH_ARGS='--model ladder'
+	@$(BIN)/python pipelines/binarized.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 bench-promises: $(READY) ## false alarms, false discoveries and reasons on labelled tables; DATA=their folder
 	@$(BIN)/python pipelines/promises.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)

@@ -22,6 +22,7 @@ Example:
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,8 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomaly_vae.models import bounds
@@ -38,6 +41,7 @@ from anomaly_vae.models.ladder import LadderVAE
 from anomaly_vae.models.priors import Exemplars, StandardNormal
 from anomaly_vae.options import ImageConfig
 
+KEPT_AT = Path(__file__).resolve().parent.parent / "mlruns"
 SHAPE = (1, 28, 28)
 MANY, FEW = 5_000, 50
 """Samples of the estimate, and of its first part."""
@@ -52,7 +56,22 @@ LOOK_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run trains; a checkpoint of other settings is refused."""
+    """How a run trains; a checkpoint of other settings is refused.
+
+    Attributes:
+        model: "vae" or "ladder".
+        minutes: Of the processor.
+        channels, blocks, latent: As of `ImageConfig`.
+        batch: Images of a step.
+        learning_rate: Of AdamW, rising over 200 steps and falling to a hundredth along a cosine.
+        flips: Share of bits that the encoder sees wrong.
+        seed: Of weights, batches and noise.
+        averaging: Decay of the average of the weights.
+        anchored: Share of the run under the standard normal, before the exemplars are the prior: they say nothing of
+            where codes lie.
+        warmup: Share of the run over which the KL term comes in.
+        weight_decay: Of matrices and kernels.
+    """
 
     model: str
     minutes: float
@@ -76,7 +95,7 @@ class Run:
     Attributes:
         model: What is trained.
         averaged: The same with an exponential average of the weights, which is what is judged.
-        bank: Latest posterior mean of each training image, (N, l).
+        bank: Latest posterior mean of each training image, (N, l); of none where the prior has no exemplars.
         seconds: Of the processor, trained so far.
         best: Largest validation ELBO so far, and the averaged weights then.
     """
@@ -90,20 +109,23 @@ class Run:
     seconds: float = 0.0
     best: float = -math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
 
-    def saved(self, settings: Settings) -> dict[str, object]:
-        """Return everything that a resumed run must find as it was."""
-        return {
-            "settings": asdict(settings),
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "bank": self.bank,
-            "facts": [self.step, self.seconds, self.best],
-            "best": self.best_weights,
+    def save(self, path: Path, settings: Settings) -> None:
+        """Write everything that a resumed run must find as it was, under another name first."""
+        tensors = {"generator": self.generator.get_state(), "bank": self.bank}
+        for prefix, part in (("model", self.model.state_dict()), ("averaged", self.averaged.state_dict())):
+            tensors |= {f"{prefix}.{name}": value for name, value in part.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        for i, slot in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in slot.items()}
+        facts = {
+            "settings": json.dumps(asdict(settings)),
+            "progress": json.dumps([self.step, self.seconds, self.best]),
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".partial")
+        save_file({name: value.detach().clone() for name, value in tensors.items()}, aside, metadata=facts)
+        aside.replace(path)
 
     def restore(self, path: Path, settings: Settings) -> None:
         """Go on from a checkpoint.
@@ -111,15 +133,26 @@ class Run:
         Raises:
             click.ClickException: It is of other settings.
         """
-        state = torch.load(path, weights_only=True)
-        if state["settings"] != asdict(settings):
-            raise click.ClickException(f"{path} must be of the same settings, got {state['settings']}. Delete it.")
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.bank, self.best_weights = state["bank"], state["best"]
-        self.step, self.seconds, self.best = state["facts"]
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if json.loads(facts["settings"]) != asdict(settings):
+            raise click.ClickException(f"{path} must be of the same settings, got {facts['settings']}. Delete it.")
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            prefix, _, rest = name.partition(".")
+            if prefix in parts:
+                parts[prefix][rest] = value
+        self.model.load_state_dict(parts["model"])
+        self.averaged.load_state_dict(parts["averaged"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            slots.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.generator.set_state(tensors["generator"])
+        self.bank, self.best_weights = tensors["bank"], parts["best"]
+        self.step, self.seconds, self.best = json.loads(facts["progress"])
 
 
 def read(folder: Path) -> dict[str, Tensor]:
@@ -151,7 +184,7 @@ def started(settings: Settings, images: int) -> Run:
         copy.deepcopy(model).eval(),
         torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True),
         torch.Generator().manual_seed(settings.seed),
-        torch.zeros(images, model.latent),
+        torch.zeros(images if isinstance(model.prior, Exemplars) else 0, model.latent),
     )
 
 
@@ -200,7 +233,7 @@ def take_step(run: Run, train: Tensor, settings: Settings, share: float) -> floa
     return float(value.detach())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def keep_exemplars(model: ImageVAE, train: Tensor) -> None:
     """Give the prior its exemplars: training images at equal distances."""
     if isinstance(model.prior, Exemplars):
@@ -252,9 +285,7 @@ def train_for(run: Run, data: dict[str, Tensor], settings: Settings, checkpoint:
             recent.clear()
             run.seconds += time.process_time() - begin
             looked = run.seconds
-            aside = checkpoint.with_suffix(".partial")
-            torch.save(run.saved(settings), aside)
-            aside.replace(checkpoint)
+            run.save(checkpoint, settings)
     run.averaged.load_state_dict(run.best_weights)
 
 
@@ -324,7 +355,7 @@ def estimate(model: ImageVAE, test: Tensor, *, reference_rows: int, seed: int = 
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--model", type=click.Choice(["vae", "ladder"]), default="vae", show_default=True)
 @click.option("--minutes", type=float, default=50.0, show_default=True, help="training time, of the processor")
-@click.option("--checkpoint", type=click.Path(dir_okay=False, path_type=Path), default=Path("binarized.pt"))
+@click.option("--checkpoint", type=click.Path(dir_okay=False, path_type=Path), help="by default in mlruns/")
 @click.option("--channels", type=int, default=16, show_default=True)
 @click.option("--blocks", type=int, default=1, show_default=True)
 @click.option("--latent", type=int, default=32, show_default=True)
@@ -334,11 +365,12 @@ def estimate(model: ImageVAE, test: Tensor, *, reference_rows: int, seed: int = 
 @click.option("--reference-rows", type=int, default=200, show_default=True, help=f"test images with {MANY} samples")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(data: Path, checkpoint: Path, reference_rows: int, threads: int, **chosen: object) -> None:
+def main(data: Path, checkpoint: Path | None, reference_rows: int, threads: int, **chosen: object) -> None:
     """Train on statically binarised MNIST and print the test log-likelihood as a row of a Markdown table."""
     torch.set_num_threads(threads)
     settings = Settings(**chosen)  # type: ignore[arg-type]
     parts = read(data)
+    checkpoint = checkpoint or KEPT_AT / f"binarized-{settings.model}.safetensors"
     run = started(settings, len(parts["train"]))
     if checkpoint.exists():
         run.restore(checkpoint, settings)
