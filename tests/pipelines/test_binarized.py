@@ -30,7 +30,8 @@ def binarized(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "MANY": 60,
         "FEW": 6,
         "STEP_EXEMPLARS": 40,
-        "KEPT_EXEMPLARS": 30,
+        "KEPT_EXEMPLARS": 15,
+        "LAST_EXEMPLARS": 18,
         "LOOK_SECONDS": 0.3,
     }.items():
         monkeypatch.setattr(module, name, value)
