@@ -74,6 +74,7 @@ def test_the_estimate_in_two_parts_agrees_with_all_samples_within_its_error(bina
     assert abs(estimate.value - reference) < 4 * math.hypot(estimate.error, error)
     assert estimate.elbo < estimate.few < estimate.value
     assert 0.5 <= estimate.agreement <= 1
+    assert 0 <= estimate.agreement_of_few <= 1
 
 
 @pytest.mark.parametrize("model", ["vae", "ladder"])
