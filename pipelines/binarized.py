@@ -16,7 +16,7 @@ References:
     Norouzi, Fleet & Norouzi (2020), Exemplar VAE, arXiv:2004.04795.
 
 Example:
-    python pipelines/binarized.py --data binarized_mnist/ --model vae --minutes 50
+    python pipelines/binarized.py --data binarized_mnist/ --model vae --minutes 30
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LAST_EXEMPLARS = 20_000
 """Exemplars of the prior that is judged on the test images: the more, the narrower it may be."""
 NARROWER = (0.0, -0.05, -0.1, -0.15, -0.2)
 """What is tried to be added to its log scales."""
-STEP_EXEMPLARS = 8_192
+STEP_EXEMPLARS = 1_024
 CHOSEN_BY = 2_000
 """Validation images that choose among weights."""
 LOOK_SECONDS = 90.0
@@ -386,7 +386,7 @@ def estimate(model: ImageVAE, test: Tensor, *, reference_rows: int, seed: int = 
 @click.command()
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--model", type=click.Choice(["vae", "ladder"]), default="vae", show_default=True)
-@click.option("--minutes", type=float, default=50.0, show_default=True, help="training time, of the processor")
+@click.option("--minutes", type=float, default=30.0, show_default=True, help="training time, of the processor")
 @click.option("--checkpoint", type=click.Path(dir_okay=False, path_type=Path), help="by default in mlruns/")
 @click.option("--channels", type=int, default=16, show_default=True)
 @click.option("--blocks", type=int, default=1, show_default=True)
