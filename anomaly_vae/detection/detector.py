@@ -244,15 +244,15 @@ class Detector:
             raise ShapeError(
                 f"rows must be a pandas DataFrame, got {type(frame).__name__}. Wrap them with their names."
             )
-        x = torch.from_numpy(self.schema.encode(frame, allow_missing=allow_missing))
-        empty = int(x.isnan().all(1).sum()) if x.is_floating_point() else 0
+        encoded = self.schema.encode(frame, allow_missing=allow_missing)
+        empty = int(np.isnan(encoded).all(1).sum()) if np.issubdtype(encoded.dtype, np.floating) else 0
         if empty:
             warnings.warn(
                 f"rows without any observed cell: {empty}. Nothing speaks against them, so they score as normal",
                 DataWarning,
                 stacklevel=3,
             )
-        return x
+        return torch.from_numpy(encoded)
 
     def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
         """Return n rows drawn from the model, in the user's columns and dtypes."""

@@ -52,7 +52,7 @@ def charged(x: Tensor, costs: Tensor | None) -> NDArray[np.float64]:
     """
     if costs is None:
         return np.zeros(x.shape)
-    return np.where(x.isnan().numpy(), costs.numpy(), 0.0)
+    return np.where(np.isnan(x.numpy()), costs.numpy(), 0.0)
 
 
 def total(charges: NDArray[np.float64]) -> NDArray[np.float64]:

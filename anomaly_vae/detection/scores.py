@@ -21,7 +21,7 @@ from torch import Tensor
 from ..models import bounds
 from ..models.family import Model
 from ..models.fused import Rows, Scorer
-from ..models.threads import threads_worth
+from ..models.threads import side_by_side, worth_threads
 from ..models.vae import VAE
 
 BLOCK_SAMPLES = 1024
@@ -33,6 +33,8 @@ ENCODED_ROWS = 256
 """Rows encoded, and log weights reduced, at once, at least: with many samples a block has few rows."""
 LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
 """Samples computed at once."""
+FEWEST_GROUPS = 2
+"""Groups of rows for which a further thread is started."""
 RELIABLE_SAMPLES = 5.0
 """A likelihood with a smaller effective sample size is marked unreliable."""
 
@@ -146,17 +148,28 @@ def group_rows(k: int, columns: int) -> int:
     return rows * max(1, ENCODED_ROWS // rows)
 
 
-def _groups(model: Model, x: Tensor, k: int) -> Iterator[tuple[slice, Scorer, Rows]]:
-    """Yield blocks side by side: which rows they are, and these, padded to whole blocks, as the model sees them."""
-    rows = block_rows(k, x.shape[1])
-    group = group_rows(k, x.shape[1])
-    with threads_worth(rows * min(k, LARGEST_CHUNK) * model.largest_product):
+def _each_group(model: Model, x: Tensor, k: int, job: Callable[[slice, Scorer, Rows], None]) -> None:
+    """Do a job for each group of rows, side by side where there are many: which they are, and these as the model sees.
+
+    Groups are padded to whole blocks. Each thread takes the next group that none has taken.
+    """
+    rows, group = block_rows(k, x.shape[1]), group_rows(k, x.shape[1])
+    starts = iter(range(0, len(x), group))
+
+    @torch.inference_mode()
+    def work(_: int) -> None:
         fused = model.scorer()
-        for start in range(0, len(x), group):
+        for start in starts:
             block = x[start : start + group]
             if len(block) < group:
                 block = torch.cat([block, block.new_zeros(group - len(block), x.shape[1])])
-            yield slice(start, min(start + group, len(x))), fused, fused.rows(block)
+            job(slice(start, min(start + group, len(x))), fused, fused.rows(block))
+
+    work_at_once = rows * min(k, LARGEST_CHUNK) * model.largest_product
+    if worth_threads(work_at_once) or x.device.type != "cpu":
+        work(0)
+    else:
+        side_by_side(work, max(1, min(torch.get_num_threads(), len(x) // (FEWEST_GROUPS * group))))
 
 
 def _blocks(group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -186,10 +199,13 @@ def densities_of(model: Model, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
         noise: Standard normal draws, (k, l), shared by all rows.
     """
     log_px, log_w = (torch.empty(len(noise), len(x), dtype=torch.float64) for _ in range(2))
-    for rows, fused, group in _groups(model, x, len(noise)):
+
+    def densities(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = rows.stop - rows.start
         found = _log_densities(fused, group, kept, noise)
         log_px[:, rows], log_w[:, rows] = (part[:, :kept].cpu() for part in found)
+
+    _each_group(model, x, len(noise), densities)
     return log_px, log_w
 
 
@@ -216,7 +232,8 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
     reduction = SCORES[kind]
     k = len(noise)
     value, error, ess = (torch.full((len(x),), torch.nan, dtype=torch.float64) for _ in range(3))
-    for rows, fused, group in _groups(model, x, k):
+
+    def score(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = slice(0, rows.stop - rows.start)
         log_px, log_w = _log_densities(fused, group, kept.stop, noise)
         value[rows] = -reduction.bound(log_px, log_w)[kept].cpu()
@@ -225,6 +242,8 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
         error[rows] = reduction.error(px, w)[kept].cpu().double()
         if reduction.weighted and k > 1:
             ess[rows] = bounds.effective_sample_size(w)[kept].cpu().double()
+
+    _each_group(model, x, k, score)
     if reduction.accompanied and isinstance(model, VAE) and len(model.companions):
         value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x)
         error = model.share * error
@@ -249,11 +268,11 @@ def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelih
     k = len(noise)
     columns = torch.zeros(x.shape, dtype=torch.float64)
     latent = torch.zeros(len(x), dtype=torch.float64)
-    for rows, fused, group in _groups(model, x, k):
+
+    def split(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = slice(0, rows.stop - rows.start)
         log_px, log_w = _log_densities(fused, group, kept.stop, noise)
-        log_a = reduction.weights(log_w)
-        a = log_a.exp()
+        a = reduction.weights(log_w).exp()
         parts = torch.zeros(group.x.shape, dtype=torch.float64, device=group.x.device)
         for some, samples in _blocks(group, kept.stop, noise):
             parts[some] -= (a[samples, some, None] * fused.log_px(group.part(some), noise[samples]).double()).sum(0)
@@ -261,6 +280,8 @@ def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelih
         if kind != "reconstruction":
             rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
             latent[rows] = rest[kept].cpu()
+
+    _each_group(model, x, k, split)
     dependence = torch.zeros_like(latent)
     if reduction.accompanied and isinstance(model, VAE) and len(model.companions):
         parts, dependence = model.companions_split(x)
@@ -289,7 +310,8 @@ def expected_cells(model: Model, x: Tensor, column: Tensor, *, noise: Tensor) ->
     hidden[torch.arange(len(x)), column] = torch.nan
     out = torch.empty(len(x))
     discrete = torch.tensor(model.discrete, device=x.device)
-    for rows, fused, group in _groups(model, hidden, len(noise)):
+
+    def expect(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = rows.stop - rows.start
         a = torch.log_softmax(_log_densities(fused, group, kept, noise)[1], 0).exp()
         cells = torch.zeros(a.shape, device=a.device)
@@ -303,4 +325,6 @@ def expected_cells(model: Model, x: Tensor, column: Tensor, *, noise: Tensor) ->
         votes = (a[:, :, None] * (cells[:, :, None] == cells.T[None])).sum(0)  # weight behind each sample's category
         mode = cells.gather(0, votes.argmax(1)[None])[0]
         out[rows] = torch.where(discrete[column[rows]], mode.to(mean.dtype), mean).float().cpu()
+
+    _each_group(model, hidden, len(noise), expect)
     return out.numpy()

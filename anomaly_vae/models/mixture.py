@@ -8,12 +8,11 @@ the likelihoods that the autoencoder uses for them. The code is discrete, so its
 log p(x) itself, and nothing is sampled. Where columns depend on each other linearly, and differently in different
 regions, a few full covariances say it more sharply than a decoder with independent noise.
 
-Missing cells are marginalised exactly, in the density and in the fit (expectation-maximisation).
+Missing cells are marginalised exactly, in the density and in the fit (`models.expectation`).
 
 Shapes: n rows, m columns, K classes, c continuous columns.
 
 References:
-    Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
     Little & Rubin (2019), Statistical Analysis with Missing Data, section 14 (the general location model).
 """
 
@@ -22,27 +21,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from ..data.schema import Column
 from .bounds import HALF_LOG_2PI
-from .likelihoods import NOISE_FLOOR, TableLikelihood
-from .networks import INPUT_BOUND, TableInput, padded
+from .expectation import Expectation
+from .likelihoods import TableLikelihood
+from .networks import padded
 from .threads import threads_worth
 
-RIDGE = 1e-3
-"""Added to the variances, in units of each column's variance: no class may collapse onto a few rows."""
 MOST_ROWS = 20_000
 """Rows that a fit looks at, drawn from more."""
-MOST_STEPS = 50
-ENOUGH = 1e-3
-"""The fit stops when a step raises the mean log density by less, nats."""
 BLOCK = 256
 """Rows computed at once; the last block is padded, so that a row's density does not depend on its company."""
 MATRIX_CELLS = 1 << 20
@@ -50,19 +42,6 @@ MATRIX_CELLS = 1 << 20
 WIDE = torch.float64
 """Everything is computed in double precision: covariances of nearly dependent columns need it."""
 COUNTS = "zero_inflated"
-SMOOTHING = 1.0
-"""Rows' worth of the whole table's frequencies that each class is given on top of its own."""
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """What a step of the fit needs of rows and classes: responsibilities and first and second moments of C."""
-
-    log_density: Tensor
-    counts: Tensor
-    sums: Tensor
-    squares: Tensor
-    responsibility: Tensor
 
 
 class Bend(nn.Module):
@@ -148,8 +127,8 @@ class ClassMixture(nn.Module):
             # a noise level for each class; the autoencoder has one for all codes
             noise = nn.Parameter(torch.zeros(classes, 1, counts, dtype=WIDE), requires_grad=False)
             self.likelihood.heads[COUNTS].noise_log = noise
-        self._columns = list(columns)
-        self._factors: tuple[Tensor, Tensor] | None = None
+        self.columns = list(columns)
+        self._factors: tuple[Tensor, Tensor, Tensor] | None = None
 
     # -- density ----------------------------------------------------------------------------------------------------
 
@@ -184,7 +163,7 @@ class ClassMixture(nn.Module):
             share = (joint - log_density).exp()
             part = torch.zeros(block.shape, dtype=WIDE)
             if self.joint:
-                cells, log_slope = self._seen(block)
+                cells, log_slope = self.seen(block)
                 part[:, self.joint] = (share[..., None] * self._column_costs(cells)).sum(0) - log_slope
             if self.single:
                 part[:, self.single] = -(share[..., None] * self._single_log_density(block)).sum(0)
@@ -194,7 +173,7 @@ class ClassMixture(nn.Module):
         return parts, remainder
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        with threads_worth(BLOCK * padded(len(self.joint)) ** 2):
+        with threads_worth(0):
             for start in range(0, len(x), BLOCK):
                 block = x[start : start + BLOCK].double()
                 rows = slice(start, start + len(block))
@@ -202,7 +181,7 @@ class ClassMixture(nn.Module):
                     block = torch.cat([block, block.new_zeros(BLOCK - len(block), x.shape[1])])
                 yield rows, block
 
-    def _seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return continuous cells as fitted and log |d fitted / d user's cell|, 0 where missing, each (n, c)."""
         cells = x[:, self.joint]
         seen, log_slope = (cells, torch.zeros_like(cells)) if self.bend is None else self.bend(cells)
@@ -212,7 +191,7 @@ class ClassMixture(nn.Module):
         """Return log pi_j + log p(x|j), (K, n)."""
         out = self.log_weights[:, None].expand(-1, len(x))
         if self.joint:
-            cells, log_slope = self._seen(x)
+            cells, log_slope = self.seen(x)
             out = out + self._normal_log_density(cells) + log_slope.sum(-1)
         return out + self._single_log_density(x).sum(-1) if self.single else out
 
@@ -221,27 +200,32 @@ class ClassMixture(nn.Module):
         assert self.likelihood is not None
         return self.likelihood.log_prob(self.heads, x[:, self.single])
 
-    def _whitening(self) -> tuple[Tensor, Tensor]:
-        """Return W with W W' = inverse covariance, padded, (K, c', c'), and its log determinants, (K,)."""
+    def _whitening(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what makes the classes' cells white, those of all classes side by side and padded.
+
+        Returns:
+            W with W W' = inverse covariance, (c', K c'), the means times W, (K c',), and W's log determinants, (K,).
+        """
         if self._factors is None:
             c = len(self.joint)
             factor = torch.linalg.cholesky(self.covariances)
             inverse = torch.linalg.solve_triangular(factor, torch.eye(c, dtype=WIDE), upper=False)
-            whitening = torch.zeros(self.classes, padded(c), padded(c), dtype=WIDE)
-            whitening[:, :c, :c] = inverse.mT
-            self._factors = whitening, -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            whitening = torch.zeros(padded(c), self.classes, padded(c), dtype=WIDE)
+            whitening[:c, :, :c] = inverse.permute(2, 0, 1)
+            white = torch.zeros(self.classes, padded(c), dtype=WIDE)
+            white[:, :c] = (inverse @ self.means[..., None])[..., 0]
+            log_determinants = -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            self._factors = whitening.view(padded(c), -1), white.view(-1), log_determinants
         return self._factors
 
     def _normal_log_density(self, x: Tensor) -> Tensor:
         """Return log N(x; mu_j, Sigma_j) of the observed cells of rows (n, c), (K, n), on the scale of the fit."""
         missing = x.isnan()
-        whitening, log_determinant = self._whitening()
-        wide = x.new_zeros(len(x), whitening.shape[1])
+        whitening, means, log_determinant = self._whitening()
+        wide = x.new_zeros(len(x), len(whitening))
         wide[:, : x.shape[1]] = x.nan_to_num(0.0)
-        means = x.new_zeros(self.classes, 1, whitening.shape[1])
-        means[:, 0, : x.shape[1]] = self.means
-        squared = torch.stack([((wide - mean) @ w).square().sum(-1) for mean, w in zip(means, whitening, strict=True)])
-        out = log_determinant[:, None] - 0.5 * squared
+        white = torch.mm(wide, whitening).sub_(means).square_()
+        out = log_determinant[:, None] - 0.5 * white.view(len(x), self.classes, -1).sum(-1).T
         for rows in self._incomplete(missing):
             out[:, rows] = self._observed_log_density(x[rows], missing[rows])
         return out - HALF_LOG_2PI * (~missing).to(x.dtype).sum(-1)
@@ -269,19 +253,17 @@ class ClassMixture(nn.Module):
     def _column_costs(self, x: Tensor) -> Tensor:
         """Return each continuous column's part of -log N(x; mu_j, Sigma_j), see `split`, (K, n, c), 0 where missing."""
         missing = x.isnan()
-        out = []
-        for mean, covariance in zip(self.means, self.covariances, strict=True):
-            off = (x - mean).masked_fill(missing, 0.0)
-            precision = torch.linalg.inv(covariance)
-            pulled, variance = off @ precision, 1.0 / precision.diagonal().expand_as(off)
-            for rows in self._incomplete(missing):
+        off = (x - self.means[:, None]).masked_fill(missing, 0.0)
+        precision = torch.linalg.inv(self.covariances)
+        pulled = off @ precision
+        variance = precision.diagonal(dim1=-2, dim2=-1).reciprocal()[:, None].repeat(1, len(x), 1)
+        for rows in self._incomplete(missing):
+            for j, covariance in enumerate(self.covariances):
                 own = torch.linalg.inv(self._observed_covariance(covariance, missing[rows]))
-                pulled[rows] = (own @ off[rows][..., None])[..., 0]
-                variance = variance.clone()
-                variance[rows] = 1.0 / own.diagonal(dim1=-2, dim2=-1)
-            nats = 0.5 * off * pulled + 0.5 * variance.log() + HALF_LOG_2PI
-            out.append(nats.masked_fill(missing, 0.0))
-        return torch.stack(out)
+                pulled[j, rows] = (own @ off[j, rows][..., None])[..., 0]
+                variance[j, rows] = own.diagonal(dim1=-2, dim2=-1).reciprocal()
+        nats = 0.5 * off * pulled + 0.5 * variance.log() + HALF_LOG_2PI
+        return nats.masked_fill(missing, 0.0)
 
     # -- fit --------------------------------------------------------------------------------------------------------
 
@@ -319,112 +301,6 @@ class ClassMixture(nn.Module):
         x = x.double()
         if model.bend is not None:
             model.bend.fit(x[:, model.joint])
-        start = model._k_means(x, seed)
-        before = -math.inf
-        with threads_worth(4 * BLOCK * padded(len(model.joint)) ** 2):
-            model._maximise(x, model._expected(x, weight, start))
-            for _ in range(MOST_STEPS):
-                expected = model._expected(x, weight)
-                mean = float((expected.log_density * weight).mean())
-                if mean - before < ENOUGH:
-                    break
-                before = mean
-                model._maximise(x, expected)
+        with threads_worth(0):
+            Expectation(model, x, weight).run(seed)
         return model
-
-    def _expected(self, x: Tensor, weight: Tensor, start: Tensor | None = None) -> _Expected:
-        """Expectation step: responsibilities (K, n) and the moments of C, missing cells in expectation."""
-        c = len(self.joint)
-        joint = torch.cat([self._joint_log_density(part) for part in x.split(4 * BLOCK)], 1)
-        log_density = torch.logsumexp(joint, 0)
-        share = ((joint - log_density).exp() if start is None else start) * weight
-        sums, squares = x.new_zeros(self.classes, c), x.new_zeros(self.classes, c, c)
-        inside = self._seen(x)[0]
-        missing = inside.isnan()
-        first = start is not None  # before there are covariances, gaps are the class's mean of 0
-        complete = inside.nan_to_num(0.0)
-        for j in range(self.classes if c else 0):
-            filled = complete
-            if not first:
-                filled = complete.clone()
-                for rows in self._incomplete(missing):
-                    seen = self._observed_covariance(self.covariances[j], missing[rows])
-                    off = (inside[rows] - self.means[j]).masked_fill(missing[rows], 0.0)
-                    gain = torch.linalg.solve(seen, (self.covariances[j] * (~missing[rows])[..., None]))
-                    guess = self.means[j] + (off[:, None, :] @ gain)[:, 0]
-                    filled[rows] = torch.where(missing[rows], guess, filled[rows])
-                    left = self.covariances[j] - (self.covariances[j] * (~missing[rows])[:, None, :]) @ gain
-                    gap = missing[rows].double()
-                    squares[j] += (share[j, rows, None, None] * left * gap[:, :, None] * gap[:, None, :]).sum(0)
-            sums[j] = share[j] @ filled
-            squares[j] += (filled * share[j, :, None]).T @ filled
-        return _Expected(log_density, share.sum(1), sums, squares, share)
-
-    def _maximise(self, x: Tensor, e: _Expected) -> None:
-        """Maximisation step."""
-        counts = e.counts.clamp(min=1e-9)
-        self.log_weights = (counts / counts.sum()).log()
-        self._factors = None
-        if self.joint:
-            self.means = e.sums / counts[:, None]
-            spread = e.squares / counts[:, None, None] - self.means[:, :, None] * self.means[:, None, :]
-            spread = 0.5 * (spread + spread.mT)
-            ridge = RIDGE * torch.eye(len(self.joint), dtype=WIDE)
-            self.covariances = spread + ridge
-        if self.likelihood is not None:
-            self._maximise_singles(x, e.responsibility)
-
-    def _maximise_singles(self, x: Tensor, share: Tensor) -> None:
-        assert self.likelihood is not None
-        parts = []
-        for group in self.likelihood.groups:
-            columns = [self._columns[self.single[i]] for i in group]
-            cells = [x[:, self.single[i]] for i in group]
-            if columns[0].kind == "count":
-                fits = [_fitted_count(c, share, column) for c, column in zip(cells, columns, strict=True)]
-                location, noise, gate = (torch.stack(part, 1) for part in zip(*fits, strict=True))
-                parts.append(torch.cat([location, gate], 1))
-                self.likelihood.heads[COUNTS].noise_log.copy_(noise[:, None, :])  # type: ignore[operator]
-            else:
-                parts += [_fitted_category(c, share, column) for c, column in zip(cells, columns, strict=True)]
-        self.heads = torch.cat(parts, 1)[:, None, :]
-
-    def _k_means(self, x: Tensor, seed: int) -> Tensor:
-        """Return the start of the responsibilities, (K, n): each row in one class."""
-        if self.classes == 1:
-            return torch.ones(1, len(x), dtype=WIDE)
-        entered = (
-            TableInput([self._columns[j] for j in self.single])(x[:, self.single].float()) if self.single else x[:, :0]
-        )
-        cells = self._seen(x)[0].nan_to_num(0.0).clamp(-INPUT_BOUND, INPUT_BOUND)
-        entered = torch.cat([cells, entered.double()], 1).numpy()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than classes: some stay empty
-            labels = KMeans(self.classes, n_init=1, random_state=seed % 2**32).fit(entered).labels_
-        return nn.functional.one_hot(torch.from_numpy(labels).long(), self.classes).T.double()
-
-
-def _fitted_category(cells: Tensor, share: Tensor, column: Column) -> Tensor:
-    """Return each class's logits of the column's categories, (K, categories), or of the second of two, (K, 1)."""
-    size = len(column.categories)
-    known = (cells[:, None] == torch.arange(size, dtype=WIDE)).to(WIDE)
-    overall = (known.sum(0) + 1.0) / (known.sum() + size)
-    log_p = ((share * (~cells.isnan())) @ known + SMOOTHING * overall).log()
-    return log_p[:, 1:] - log_p[:, :1] if column.kind == "binary" else log_p
-
-
-def _fitted_count(cells: Tensor, share: Tensor, column: Column) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each class's location, log noise and logit of extra zeros, (K,) each.
-
-    By moments: location and noise of the counts above 0, and the zeros beyond those that they explain.
-    """
-    counted = share * (cells >= 0)
-    above = share * (cells > 0)
-    logs = (cells.nan_to_num(0.0).clamp(min=0).log1p() - column.center) / column.scale
-    total = above.sum(1) + SMOOTHING
-    location = (above @ logs) / total
-    noise = (((above @ logs.square()) + SMOOTHING) / total - location.square()).clamp(min=RIDGE).sqrt()
-    explained = torch.special.ndtr(((math.log(1.5) - column.center) / column.scale - location) / noise)
-    zeros = 1.0 - (above.sum(1) + 0.5 * SMOOTHING) / (counted.sum(1) + SMOOTHING)
-    extra = ((zeros - explained) / (1.0 - explained).clamp(min=1e-6)).clamp(1e-4, 1.0 - 1e-4)
-    return location, (noise - NOISE_FLOOR).log(), extra.logit()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from ..data.schema import Column
 from ..errors import ShapeError
 from ..options import TrainConfig
 from .likelihoods import TableLikelihood
-from .mixture import ClassMixture
+from .mixture import BLOCK, ClassMixture
 from .networks import MLP, TableInput
 from .priors import PRIORS, Prior
+from .threads import side_by_side
 
 if TYPE_CHECKING:
     from .fused import FusedVAE
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LOG_SCALE_BOUND = 7.0
 """Posterior standard deviations lie between exp(-7) and exp(7)."""
 LARGEST_LATENT = 32
+T = TypeVar("T")
 
 
 class VAE(nn.Module):
@@ -108,15 +110,18 @@ class VAE(nn.Module):
 
     def companions_log_prob(self, x: Tensor) -> Tensor:
         """Return the companions' mean log p(x) of rows (n, m), nats, (n,), float64."""
-        return _mean([companion.log_prob(x) for companion in self._mixtures()])
+        return _mean(self._of_companions(lambda companion: companion.log_prob(x), len(x)))
 
     def companions_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the companions' mean parts of -log p(x), (n, m), and their mean remainder, (n,), as `ClassMixture`."""
-        parts, remainders = zip(*(companion.split(x) for companion in self._mixtures()), strict=True)
+        parts, remainders = zip(*self._of_companions(lambda companion: companion.split(x), len(x)), strict=True)
         return _mean(parts), _mean(remainders)
 
-    def _mixtures(self) -> list[ClassMixture]:
-        return list(self.companions)  # type: ignore[arg-type]
+    def _of_companions(self, job: Callable[[ClassMixture], T], rows: int) -> list[T]:
+        mixtures: list[ClassMixture] = list(self.companions)  # type: ignore[arg-type]
+        if rows <= BLOCK:  # not worth a thread
+            return [job(mixture) for mixture in mixtures]
+        return side_by_side(lambda i: job(mixtures[i]), len(mixtures))
 
     def accompany(self, x: Tensor, *, classes: Sequence[int], seed: int, weights: Tensor | None = None) -> None:
         """Fit the companions: for each number of classes one mixture on the plain scale and one on bent scales.
@@ -132,10 +137,12 @@ class VAE(nn.Module):
         bends = (False, True) if any(column.kind == "continuous" for column in self.described) else (False,)
         fits = [(k, bent) for k in classes for bent in bends]
         x, weights = x.cpu(), None if weights is None else weights.cpu()
-        self.companions = nn.ModuleList(
-            ClassMixture.fitted(self.described, x, classes=k, seed=seed + i, bent=bent, weights=weights)
-            for i, (k, bent) in enumerate(fits)
-        )
+
+        def fitted(i: int) -> ClassMixture:
+            k, bent = fits[i]
+            return ClassMixture.fitted(self.described, x, classes=k, seed=seed + i, bent=bent, weights=weights)
+
+        self.companions = nn.ModuleList(side_by_side(fitted, len(fits)))
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,6 @@
 """Files in, scored files out, in constant memory.
 
-An output appears under its name only when it is whole: it is written beside it under a temporary name, flushed to the
-disk and renamed.
+An output appears under its name only when whole: written beside it under a temporary name, flushed and renamed.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from ..data.schema import Schema
 from ..detection.calibration import discovery_cutoff
 from ..errors import SchemaError, UnreadableDataError
 from ..evaluation.metrics import Ranking, Rate, auroc_ap, flag_rate
+from ..models.threads import take_part
 from ..options import ScoreConfig
 from .outputs import appearing, check_output, temporary, write_errors_of, write_tables
 from .streams import ROW, stream
@@ -183,7 +183,7 @@ def _in_order(
     if workers == 1:
         yield from map(function, frames)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=take_part) as pool:
         waiting: deque[Future[pd.DataFrame]] = deque()
         for frame in frames:
             waiting.append(pool.submit(function, frame))

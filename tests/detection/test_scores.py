@@ -13,7 +13,7 @@ from anomaly_vae import Detector, TrainConfig, fit_detector
 from anomaly_vae.data.cells import UNSEEN
 from anomaly_vae.data.schema import UNSEEN_FLOOR
 from anomaly_vae.detection.detector import SCORE_COLUMNS
-from anomaly_vae.detection.scores import SCORES, block_rows, score_rows, split_scores
+from anomaly_vae.detection.scores import SCORES, block_rows, expected_cells, group_rows, score_rows, split_scores
 from anomaly_vae.errors import CalibrationError, ConfigError, DataWarning, SchemaError, ShapeError
 from tests.conftest import mixed_frame
 
@@ -31,6 +31,27 @@ def test_a_row_scores_the_same_bits_in_any_company(detector, fresh_rows, k, kind
         np.testing.assert_array_equal(whole, np.concatenate(parts))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(whole[order], score_rows(detector.model, x[order], noise=noise, kind=kind).value)
+
+
+@pytest.mark.parametrize("k", [1, 16, 64])
+def test_threads_do_not_change_a_bit(detector, fresh_rows, k):
+    """Enough rows to be shared out among three threads; each row's score and parts are those of one thread."""
+    x, noise = detector.encode(fresh_rows), detector._noise(k)
+    n = 6 * group_rows(k, x.shape[1]) + 37
+    x = x.repeat(-(-n // len(x)), 1)[:n]
+    column = torch.arange(len(x)) % x.shape[1]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            score = score_rows(detector.model, x, noise=noise, kind="likelihood")
+            parts = split_scores(detector.model, x, noise=noise, kind="ensemble")
+            cells = expected_cells(detector.model, x, column, noise=noise)
+            found.append((score.value, score.mc_se, score.ess, parts.columns, parts.latent, parts.dependence, cells))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, three)
 
 
 def test_chunks_over_samples_do_not_change_the_score(detector, fresh_rows):

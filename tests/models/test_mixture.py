@@ -9,7 +9,8 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from anomaly_vae.data.schema import Column, Schema
-from anomaly_vae.models.mixture import BLOCK, RIDGE, Bend, ClassMixture
+from anomaly_vae.models.expectation import RIDGE
+from anomaly_vae.models.mixture import BLOCK, Bend, ClassMixture
 from tests.conftest import mixed_frame
 
 CONTINUOUS = [Column(name=f"x{j}", kind="continuous", dtype="float64", scale=2.0 + j) for j in range(3)]
