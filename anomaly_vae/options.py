@@ -350,7 +350,7 @@ class ResampleConfig(Options):
     """How rows are weighed by the density of their codes. The defaults are those that held up in measurement.
 
     The published recipe of Amini et al. (2019) is `density="dbvae", within_class=False, class_mass="kept",
-    ess=None, cap=None, floor=None, guard=0, label_guard=None`.
+    ess=None, cap=None, floor=None, guard=0, isolation_guard=None, label_guard=None`.
 
     Example:
         >>> ResampleConfig(mode="oversample").ess
@@ -370,9 +370,12 @@ class ResampleConfig(Options):
     class_mass: str = _option(
         "tempered", f"mass of the classes: {', '.join(CLASS_MASS)}; tempered = as equal as ess allows"
     )
-    guard: float = _option(0.02, "rows whose anomaly p-value is at most this are never weighted up; 0 = no guard")
+    guard: float = _option(0.01, "rows whose anomaly p-value is at most this are never weighted up; 0 = no guard")
+    isolation_guard: float | None = _option(
+        2.0, "nor rows whose nearest neighbour is this many times farther than is usual around it; none = no guard"
+    )
     label_guard: float | None = _option(
-        1.1, "nor rows that lie this many times nearer to another class than to their own; none = no guard"
+        1.25, "nor rows that lie this many times nearer to another class than to their own; none = no guard"
     )
     neighbours: int = _option(20, "knn: the neighbour whose distance measures density")
     smoothing: int = _option(10, "knn: neighbours over whose densities a row's own is averaged; 0 = none")
@@ -400,6 +403,7 @@ class ResampleConfig(Options):
             "ess": (lambda v: 0 < v <= 1, "be a share of the rows above 0 and at most 1"),
             "cap": (lambda v: v >= 1, "be a number of at least 1, the mean"),
             "floor": (lambda v: 0 <= v <= 1, "be a number from 0 to 1, the mean"),
+            "isolation_guard": (lambda v: v >= 1, "be a ratio of at least 1"),
             "label_guard": (lambda v: v >= 1, "be a ratio of at least 1"),
             "guard": SHARE,
             "smoothing_alpha": NOT_NEGATIVE,

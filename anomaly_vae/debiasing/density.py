@@ -20,7 +20,7 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from ..models.priors import NARROWEST, GaussianMixture
 from ..options import ResampleConfig
-from .neighbours import CHUNK, Floats, NeighbourDensity, Points, drawn, reference_rows
+from .neighbours import CHUNK, SAME, Floats, NeighbourDensity, Points, drawn, reference_rows
 from .strata import Strata
 
 COMPONENTS = 4096
@@ -33,7 +33,7 @@ class Density(Protocol):
     """A density that was fitted to the rows of one stratum."""
 
     def log_density(self, points: Points) -> Floats:
-        """Return the log density of points (n, l) that it was not fitted to, (n,), nats."""
+        """Return the log density of points (n, l), (n,), nats; a row that it was fitted to has the same as then."""
         ...
 
 
@@ -79,30 +79,26 @@ class MixtureDensity:
     log_scales: Points
 
     def log_density(self, points: Points) -> Floats:
-        """Return the log density of points (n, l), (n,), nats."""
-        return self._log_prob(points, np.full(len(points), -1))
+        """Return the log density of points (n, l), each without the component around itself, (n,), nats."""
+        means, log_scales = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (self.means, self.log_scales))
+        same = SAME * math.sqrt(float(self.means.var(0, dtype=np.float64).sum()))
+        out = np.empty(len(points))
+        rows = max(1, (1 << 22) // len(means))
+        for start in range(0, len(points), rows):
+            z = torch.from_numpy(points[start : start + rows].astype(np.float64))
+            distance, closest = torch.cdist(z, means).min(1, keepdim=True)
+            itself = (closest == torch.arange(len(means))) & (distance <= same)
+            counts = (len(means) - itself.sum(1, keepdim=True)).double()
+            log_weights = (-counts.log()).masked_fill(itself, -torch.inf)
+            out[start : start + rows] = GaussianMixture(means, log_scales, log_weights).log_prob(z).numpy()
+        return out
 
     @classmethod
     def around(cls, points: Points, log_scales: Points, rng: np.random.Generator) -> tuple[Self, Floats]:
         """Put a component around up to 4096 of the points; also return the points' own log densities, (n,)."""
         chosen = drawn(len(points), COMPONENTS, rng)
-        own = np.full(len(points), -1)
-        own[chosen] = np.arange(len(chosen))
-        fitted = cls(points[chosen], log_scales[chosen])
-        return fitted, fitted._log_prob(points, own)
-
-    def _log_prob(self, points: Points, own: NDArray[np.intp]) -> Floats:
-        means, log_scales = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (self.means, self.log_scales))
-        out = np.empty(len(points))
-        rows = max(1, (1 << 22) // len(means))
-        for start in range(0, len(points), rows):
-            part = slice(start, start + rows)
-            itself = torch.from_numpy(own[part, None]) == torch.arange(len(means))
-            counts = len(means) - itself.sum(1, keepdim=True)
-            log_weights = (-counts.double().log()).masked_fill(itself, -torch.inf)
-            z = torch.from_numpy(points[part].astype(np.float64))
-            out[part] = GaussianMixture(means, log_scales, log_weights).log_prob(z).numpy()
-        return out
+        fitted = cls(np.ascontiguousarray(points[chosen]), np.ascontiguousarray(log_scales[chosen]))
+        return fitted, fitted.log_density(points)
 
 
 def _aggregated_posterior(
@@ -303,7 +299,7 @@ class CodeDensity:
     notes: tuple[str, ...]
 
     def log_density(self, points: Points, of: NDArray[np.intp]) -> Floats:
-        """Return the log density of other points (n, l) of known strata (n,), nats, (n,)."""
+        """Return the log density of points (n, l) of known strata (n,), nats, (n,)."""
         out = np.zeros(len(points))
         for i, part in enumerate(self.parts):
             rows = np.flatnonzero(of == i)

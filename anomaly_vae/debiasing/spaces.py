@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ Floats = NDArray[np.float64]
 ACTIVE = 0.01
 """Latent dimensions whose codes vary by less are not in use (Burda et al. 2016, arXiv:1509.00519, section 5.2)."""
 COMPONENTS = 16
+WIDEST = 256
+"""Coordinates of the space in which guards look at rows."""
 FITTED_ROWS = 50_000
 """Rows from which principal components are learned, at most."""
 
@@ -75,11 +78,11 @@ def raw(points: NDArray[np.floating]) -> Space:
     return _columns("raw", points, 0.0)
 
 
-def principal(points: NDArray[np.floating]) -> Space:
-    """Keep up to 16 principal components."""
+def principal(points: NDArray[np.floating], components: int = COMPONENTS) -> Space:
+    """Keep the first principal components."""
     points = np.asarray(points[:: -(-len(points) // FITTED_ROWS)], dtype=np.float64)
     centre = points.mean(0)
-    most = min(COMPONENTS, *points.shape)
+    most = min(components, *points.shape)
     if not np.any(points != points[0]):
         return Space("pca", centre, np.zeros((len(centre), 0)))
     pca = PCA(most, random_state=0).fit(points)
@@ -120,3 +123,20 @@ def _finite(points: NDArray[np.floating]) -> NDArray[np.floating]:
         row = int(np.flatnonzero(~np.isfinite(points).all(1))[0])
         raise ConfigError(f"points must be finite, got a cell that is not in row {row}. Look at that row.", row=row)
     return points
+
+
+def surface(points: NDArray[np.floating]) -> Space:
+    """Make the space in which guards look at rows themselves: their columns, or 256 random directions of more.
+
+    Random directions keep all distances to about 4 %. Principal components do not: what makes noise unlike everything
+    else lies outside them.
+
+    References:
+        Johnson & Lindenstrauss (1984), Extensions of Lipschitz mappings into a Hilbert space.
+    """
+    points = _finite(points)
+    width = points.shape[1]
+    if width <= WIDEST:
+        return raw(points)
+    axes = np.random.default_rng(0).normal(size=(width, WIDEST)) / math.sqrt(WIDEST)
+    return Space("projected", np.asarray(points[:FITTED_ROWS], dtype=np.float64).mean(0), axes)

@@ -11,7 +11,14 @@ from scipy.stats import multivariate_normal, norm, spearmanr
 
 from anomaly_vae.debiasing import neighbours
 from anomaly_vae.debiasing.density import DENSITIES, fit_density
-from anomaly_vae.debiasing.neighbours import NeighbourDensity, label_disagreement, reference_rows
+from anomaly_vae.debiasing.neighbours import (
+    Isolation,
+    LabelDisagreement,
+    NeighbourDensity,
+    intrinsic_dimension,
+    nearest,
+    reference_rows,
+)
 from anomaly_vae.debiasing.spaces import SPACES, fit_space
 from anomaly_vae.debiasing.strata import Strata
 from anomaly_vae.errors import ConfigError, ShapeError
@@ -39,6 +46,13 @@ def test_an_estimate_is_near_the_true_density(kind):
     central = true > np.quantile(true, 0.1)
     assert np.abs(found - true)[central].mean() < 0.25
     assert abs((found - true)[central].mean()) < 0.12
+
+
+@pytest.mark.parametrize("kind", DENSITIES)
+def test_a_row_that_comes_again_has_the_density_it_had(kind):
+    points = cloud(300)
+    density = fit_density(points, ResampleConfig(density=kind))
+    np.testing.assert_allclose(density.log_density(points[::7], np.zeros(43, dtype=int)), density.own[::7], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", DENSITIES)
@@ -125,18 +139,39 @@ def test_flipped_labels_are_nearer_to_another_class():
     points = (rng.normal(size=(900, 2)) + 4 * np.eye(3)[truth][:, :2] + 4 * (truth == 2)[:, None]).astype(np.float32)
     labels = truth.copy()
     labels[:20] = (truth[:20] + 1) % 3
-    ratio, nearer = label_disagreement(points, labels)
+    ratio, nearer = LabelDisagreement.fit(points, labels).log_ratio(points, labels)
     assert (ratio[:20] > np.log(1.1)).mean() > 0.9
     assert (ratio[20:] > np.log(1.1)).mean() < 0.1
     assert (nearer[:20] == truth[:20]).mean() > 0.85
 
 
+def test_a_row_alone_is_isolated_and_a_rare_group_is_not():
+    points = np.concatenate([cloud(900, 4), cloud(20, 4, seed=1) + 8, -7 * np.eye(4, dtype=np.float32)])
+    flags = Isolation.fit(points).flagged(points, 2.0)
+    assert flags[:900].mean() < 0.03
+    assert flags[900:920].mean() < 0.15
+    assert flags[920:].all()
+    copies = np.concatenate([np.zeros((50, 2), dtype=np.float32), cloud(100)])
+    assert Isolation.fit(copies).flagged(copies, 2.0).mean() < 0.03
+    alike = np.zeros((9, 2), dtype=np.float32)
+    assert not Isolation.fit(alike).flagged(alike, 2.0).any()
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_the_intrinsic_dimension_is_that_of_the_cloud(width):
+    points = np.concatenate([cloud(3000, width), np.zeros((3000, 4), dtype=np.float32)], axis=1)
+    (distances,) = (d for _, d, _ in nearest(points, points, 5))
+    assert intrinsic_dimension(distances) == pytest.approx(width, rel=0.15)
+
+
 def test_a_rare_class_is_not_mistaken_for_mislabelled():
     """Where classes overlap entirely nothing tells them apart, however unequal they are."""
     labels = np.repeat([0, 1], [2000, 60])
-    ratio, _ = label_disagreement(cloud(2060), labels)
+    points = cloud(2060)
+    ratio, _ = LabelDisagreement.fit(points, labels).log_ratio(points, labels)
     assert abs(np.median(ratio[labels == 1])) < 0.15
-    assert label_disagreement(cloud(10), np.zeros(10, dtype=int))[0].max() == -np.inf
+    one = np.zeros(10, dtype=int)
+    assert LabelDisagreement.fit(points[:10], one).log_ratio(points[:10], one)[0].max() == -np.inf
 
 
 def test_strata_of_every_kind_of_label():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_vae.debiasing.density import fit_density
-from anomaly_vae.debiasing.neighbours import label_disagreement
+from anomaly_vae.debiasing.neighbours import Isolation, LabelDisagreement
 from anomaly_vae.debiasing.resampling import effective_share, weigh
 from anomaly_vae.debiasing.strata import Strata
 from anomaly_vae.errors import ConfigError, ShapeError
@@ -158,7 +158,8 @@ def test_a_million_rows_take_less_than_two_minutes():
     strata = Strata.fit(labels)
     start = time.perf_counter()
     density = fit_density(points, ResampleConfig(), strata=strata, of=labels)
-    ratio, _ = label_disagreement(points, labels)
-    weighing = weigh(density.own, ResampleConfig(), strata=strata, of=labels, guards={"label": ratio > 0.1})
+    ratio, _ = LabelDisagreement.fit(points, labels).log_ratio(points, labels)
+    guards = {"label": ratio > 0.1, "isolated": Isolation.fit(points).flagged(points, 2.0)}
+    weighing = weigh(density.own, ResampleConfig(), strata=strata, of=labels, guards=guards)
     assert time.perf_counter() - start < 120
     assert weighing.report.ess == pytest.approx(0.3, abs=0.01)
