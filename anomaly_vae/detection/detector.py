@@ -34,6 +34,7 @@ from .image_scores import (
     score_images,
     statistic_attributions,
 )
+from .latent import entered, posteriors
 from .missing import charged, expected_costs, total
 from .scores import RELIABLE_SAMPLES, Scores, score_rows
 from .statistics import StatisticsDensity
@@ -253,6 +254,22 @@ class Detector:
                 stacklevel=3,
             )
         return x
+
+    def latent(self, frame: pd.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the means and log standard deviations of rows' codes, each (n, l).
+
+        Args:
+            frame: Rows of the schema, n.
+        """
+        return posteriors(self.model, self.encode(frame))
+
+    def standardised(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """Return rows as the encoder sees them, (n, d): standardised cells and indicators, or pixels in [-1, 1].
+
+        Args:
+            frame: Rows of the schema, n.
+        """
+        return entered(self.model, self.encode(frame))
 
     def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
         """Return n rows drawn from the model, in the user's columns and dtypes."""
