@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 REFERENCES = 20_000
 """Rows that are all each other's references."""
 FEWEST_REFERENCES = 4096
-PAIRS = 6e9
+PAIRS = 4e9
 """Distances computed at most, unless that leaves fewer than 4096 references."""
 CHUNK = 1 << 16
 NEAREST = 0.01
