@@ -19,17 +19,21 @@ if TYPE_CHECKING:
     from .detection.detector import Detector
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
-    from .options import ImageConfig, ScoreConfig, TrainConfig
+    from .options import AuditConfig, ImageConfig, ResampleConfig, ScoreConfig, TrainConfig
+    from .resampler import LatentDensityResampler
 
 __version__ = "0.2.0"
 
 _HOMES = {
     "AnomalyDetector": "estimator",
     "AnomalyVaeError": "errors",
+    "AuditConfig": "options",
     "Column": "data.schema",
     "Detector": "detection.detector",
     "ImageConfig": "options",
     "ImageSchema": "data.images",
+    "LatentDensityResampler": "resampler",
+    "ResampleConfig": "options",
     "Schema": "data.schema",
     "ScoreConfig": "options",
     "TrainConfig": "options",
@@ -39,10 +43,13 @@ _HOMES = {
 __all__ = [
     "AnomalyDetector",
     "AnomalyVaeError",
+    "AuditConfig",
     "Column",
     "Detector",
     "ImageConfig",
     "ImageSchema",
+    "LatentDensityResampler",
+    "ResampleConfig",
     "Schema",
     "ScoreConfig",
     "TrainConfig",

@@ -13,7 +13,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
 from .models.threads import threads_worth
 from .models.vae import VAE, active_units
 from .options import FitConfig, TrainConfig
+from .progress import training_progress
 
 VALIDATION_SAMPLES = 8
 VALIDATION_ROWS = 4096
@@ -40,6 +40,10 @@ DRAWN_NUMBERS = 1 << 22
 LONGEST_EPOCH = 64_000
 """Rows of the longest epoch, unless that would be under 250 steps."""
 CHECKPOINT_SECONDS = 2.0
+RowWeights = Callable[[Model, Tensor, int, Tensor | None], Tensor]
+"""Weights that are found anew before each epoch: of the model as it is, the training rows (n, m), the epoch's number
+from 1 and the weights of the epoch before (None at first), the weights of the rows, (n,). It keeps no state and draws
+from no shared generator, so that a resumed run finds the same; its `repr` tells one setting from another."""
 REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of extreme size."
 
 
@@ -85,15 +89,15 @@ class _State:
     generator: torch.Generator
     best: dict[str, Tensor]
     history: list[Epoch]
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The data, on the device: (n, m), (v, m) and (n,)."""
+    """The data, on the device: (n, m) and (v, m)."""
 
     train: Tensor
     validation: Tensor
-    weights: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def fit(
     *,
     validation: Tensor,
     config: FitConfig,
-    weights: Tensor | None = None,
+    weights: Tensor | RowWeights | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: bool = False,
@@ -146,7 +150,7 @@ def fit(
         x: Training rows, encoded, shape (n, m).
         validation: Rows that decide when to stop, shape (v, m); empty to train for all steps.
         config: Settings of the objective and the optimiser.
-        weights: Weight of each row in the loss, shape (n,); their mean is made 1.
+        weights: Weight of each row in the loss, shape (n,), or how to find it before each epoch; the mean is made 1.
         checkpoint: File that holds the state of an unfinished run. If it exists, training goes on from there and
             ends as it would have without the interruption.
         on_epoch: Called after each epoch.
@@ -162,11 +166,7 @@ def fit(
     device = resolve_device(config.device)
     model.to(device).train()
     x, validation = x.to(device), validation[:VALIDATION_ROWS].to(device)
-    if weights is not None:
-        if not weights.sum() > 0:
-            raise ConfigError("sample_weight must be positive for some training row, got zeros. Give other weights.")
-        weights = (weights / weights.mean()).to(device=device, dtype=torch.float32)
-    plan, rows = _Plan.of(len(x), config), _Rows(x, validation, weights)
+    plan, rows = _Plan.of(len(x), config), _Rows(x, validation)
     flat = FlatParameters(list(model.parameters()))
     state = _State(
         model,
@@ -175,17 +175,20 @@ def fit(
         torch.Generator(device).manual_seed(config.seed),
         {},
         [],
+        _normalised(weights, x) if isinstance(weights, Tensor) else None,
     )
-    fingerprint = _fingerprint(rows, config) if checkpoint else ""
+    fingerprint = _fingerprint(rows, config, weights if callable(weights) else state.weights) if checkpoint else ""
     if checkpoint and checkpoint.exists():
         _restore(state, checkpoint, fingerprint)
     earlier = state.history[-1].seconds if state.history else 0.0
     start = saved = time.perf_counter()
     work = config.batch_size * config.train_k * model.largest_product
-    with _progress(plan.epochs, progress) as advance, threads_worth(work):
+    with training_progress(plan.epochs, progress) as advance, threads_worth(work):
         for done in state.history:
             advance(done)
         while not _finished(state.history, plan.epochs, config, early=len(validation) > 0):
+            if callable(weights):
+                state.weights = _normalised(weights(model, x, len(state.history) + 1, state.weights), x)
             sums = _run_epoch(state, rows, config, plan)
             epoch = _summary(state, sums, rows, config, plan, earlier + time.perf_counter() - start)
             if epoch.validation_elbo >= max((e.validation_elbo for e in state.history), default=-math.inf):
@@ -201,10 +204,17 @@ def fit(
     model.load_state_dict(state.best)
     model.eval()
     if isinstance(model, VAE) and isinstance(config, TrainConfig) and config.companions:
-        known = torch.cat([x, validation]) if weights is None else x
-        model.accompany(known, classes=config.companions, seed=config.seed, weights=weights)
+        known = torch.cat([x, validation]) if state.weights is None else x
+        model.accompany(known, classes=config.companions, seed=config.seed, weights=state.weights)
     _warn_of_collapse(state.history)
     return state.history
+
+
+def _normalised(weights: Tensor, x: Tensor) -> Tensor:
+    """Return weights (n,) of mean 1."""
+    if not weights.sum() > 0:
+        raise ConfigError("sample_weight must be positive for some training row, got zeros. Give other weights.")
+    return (weights / weights.mean()).to(device=x.device, dtype=torch.float32)
 
 
 def _warn_of_collapse(history: list[Epoch]) -> None:
@@ -234,7 +244,7 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Te
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         batch = next(batches)
-        weights = None if rows.weights is None else rows.weights[batch.chosen]
+        weights = None if state.weights is None else state.weights[batch.chosen]
         if gradient is not None:
             facts.append(gradient(*batch.seen, beta=beta, weights=weights))
         else:
@@ -385,10 +395,11 @@ def _finished(history: list[Epoch], epochs: int, config: FitConfig, *, early: bo
     return len(history) - 1 - best >= config.patience
 
 
-def _fingerprint(rows: _Rows, config: FitConfig) -> str:
+def _fingerprint(rows: _Rows, config: FitConfig, weights: Tensor | RowWeights | None) -> str:
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    for tensor in (rows.train, rows.validation, rows.weights):
-        if tensor is not None:
+    digest.update(repr(weights).encode() if callable(weights) else b"")
+    for tensor in (rows.train, rows.validation, weights):
+        if isinstance(tensor, Tensor):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -399,6 +410,8 @@ def _save(state: _State, path: Path, fingerprint: str) -> None:
     for i, slot in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in slot.items()}
     tensors["generator"] = state.generator.get_state()
+    if state.weights is not None:
+        tensors["weights"] = state.weights
     facts = {"fingerprint": fingerprint, "history": json.dumps([asdict(e) for e in state.history])}
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
@@ -432,27 +445,6 @@ def _restore(state: _State, path: Path, fingerprint: str) -> None:
         slots.setdefault(int(index), {})[key] = value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     state.generator.set_state(tensors["generator"])
+    if "weights" in tensors:
+        state.weights = tensors["weights"].to(next(state.model.parameters()).device)
     state.history = [Epoch(**e) for e in json.loads(facts["history"])]
-
-
-@contextmanager
-def _progress(epochs: int, shown: bool) -> Iterator[Callable[[Epoch], None]]:
-    if not shown:
-        yield lambda epoch: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=epochs, facts="")
-
-        def advance(epoch: Epoch) -> None:
-            facts = (
-                f"ELBO {epoch.validation_elbo:.2f}  KL {epoch.kl:.2f}  "
-                f"reconstruction {epoch.reconstruction:.2f}  active {epoch.active_units}"
-            )
-            bar.update(task, advance=1, facts=facts)
-
-        yield advance
-        bar.update(task, completed=epochs)

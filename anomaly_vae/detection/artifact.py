@@ -68,6 +68,7 @@ class Loaded:
     model: Model
     config: Config
     calibration: dict[int, NDArray[np.float64]]
+    groups: dict[str, dict[int, NDArray[np.float64]]]
     noise: Tensor
     missing_cost: Tensor | None
     statistics: StatisticsDensity | None
@@ -88,6 +89,8 @@ def _digest(config: dict[str, Any], schema: dict[str, Any], tensors: bytes) -> s
 def _tensor_bytes(detector: Detector) -> bytes:
     tensors = {f"model.{name}": value.contiguous() for name, value in detector.model.state_dict().items()}
     tensors |= {f"calibration.{k}": torch.from_numpy(v) for k, v in sorted(detector.calibration.scores.items())}
+    for group, scores in sorted(detector.calibration.groups.items()):
+        tensors |= {f"group.{group}.{k}": torch.from_numpy(v) for k, v in sorted(scores.items())}
     tensors["noise"] = detector.noise
     if detector.missing_cost is not None:
         tensors["missing_cost"] = detector.missing_cost
@@ -172,6 +175,10 @@ def load(folder: Path) -> Loaded:
         density = _named("statistics.", arrays)
         statistics = StatisticsDensity(**{k: v.numpy() for k, v in density.items()}) if density else None
         calibration = {int(k.split(".")[1]): v.numpy() for k, v in arrays.items() if k.startswith("calibration.")}
+        groups: dict[str, dict[int, NDArray[np.float64]]] = {}
+        for name, value in _named("group.", arrays).items():
+            group, k = name.rsplit(".", 1)
+            groups.setdefault(group, {})[int(k)] = value.numpy()
         noise = arrays["noise"]
         parsed = json.loads(golden)
     except ArtifactError:
@@ -190,7 +197,7 @@ def load(folder: Path) -> Loaded:
             f"the model must be as it was saved, got an error reading it: {reason}. Restore it."
         ) from error
     model.eval().requires_grad_(False)
-    return Loaded(schema, model, config, calibration, noise, arrays.get("missing_cost"), statistics, parsed)
+    return Loaded(schema, model, config, calibration, groups, noise, arrays.get("missing_cost"), statistics, parsed)
 
 
 def _named(prefix: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Calibration:
 
     Attributes:
         scores: k -> ascending scores, (c,), the same c rows for every k.
+        groups: Group -> the scores of its rows alone, likewise (Mondrian calibration): with them the false-alarm
+            rate is promised within each group, not only over all of them.
 
     Example:
         >>> calibration = Calibration({1: np.arange(99.0)})
@@ -34,6 +36,74 @@ class Calibration:
     """
 
     scores: Mapping[int, NDArray[np.float64]]
+    groups: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scores: Mapping[int, NDArray[np.float64]], groups: ArrayLike | None = None) -> Calibration:
+        """Make a calibration of scores, for each k (c,), in any order.
+
+        Args:
+            scores: k -> scores of normal rows.
+            groups: Group of each row, (c,), for a calibration of each group by itself.
+        """
+        apart = {}
+        if groups is not None:
+            names = named_groups(groups, len(next(iter(scores.values()))))
+            apart = {name: {k: np.sort(v[names == name]) for k, v in scores.items()} for name in sorted(set(names))}
+        return cls({k: np.sort(v) for k, v in scores.items()}, apart)
+
+    def within(self, group: str) -> Calibration:
+        """Return the calibration of one group.
+
+        Raises:
+            CalibrationError: The group has no calibration rows.
+        """
+        if group not in self.groups:
+            known = ", ".join(sorted(self.groups)[:10]) or "there are none"
+            raise CalibrationError(
+                f"a group must be one with calibration rows ({known}), got {str(group)!r}. "
+                "Calibrate with rows of it, or leave groups out.",
+                group=group,
+            )
+        return Calibration(self.groups[group])
+
+    def grouped_p_values(self, scores: ArrayLike, groups: ArrayLike, *, k: int) -> NDArray[np.float64]:
+        """Return each score's p-value among the calibration rows of its own group, (n,).
+
+        For a row exchangeable with those of its group, P(p <= alpha) <= alpha.
+
+        Args:
+            scores: Shape (n,).
+            groups: Group of each row, (n,).
+            k: Posterior samples.
+
+        Raises:
+            CalibrationError: A group has no calibration rows, or k is not calibrated for.
+
+        References:
+            Vovk et al. (2005), section 4.5: Mondrian conformal predictors.
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        names = named_groups(groups, len(values))
+        out = np.empty(len(values))
+        for name in set(names):
+            out[names == name] = self.within(str(name)).p_values(values[names == name], k=k)
+        return out
+
+    def grouped_thresholds(self, groups: ArrayLike, alpha: float, *, k: int) -> NDArray[np.float64]:
+        """Return the score above which p <= alpha in the group of each row, (n,).
+
+        Raises:
+            CalibrationError: A group has too few calibration rows, none, or k is not calibrated for.
+        """
+        names = named_groups(groups)
+        out = np.empty(len(names))
+        for name in set(names):
+            try:
+                out[names == name] = self.within(str(name)).threshold(alpha, k=k)
+            except CalibrationError as error:
+                raise CalibrationError(f"group {str(name)!r}: {error}", group=name, **error.facts) from error
+        return out
 
     @property
     def rows(self) -> int:
@@ -78,6 +148,20 @@ class Calibration:
                 rows=len(held),
             )
         return float(held[len(held) - allowed])
+
+
+def named_groups(groups: ArrayLike, rows: int | None = None) -> NDArray[np.str_]:
+    """Return the names of groups, (n,), text.
+
+    Raises:
+        ShapeError: There are not as many as rows.
+    """
+    names = np.asarray(groups).astype(str)
+    if names.ndim != 1 or (rows is not None and len(names) != rows):
+        raise ShapeError(
+            f"groups must be one for each of the rows, {rows or 'n'}, got shape {names.shape}. Give as many."
+        )
+    return names
 
 
 def discovery_cutoff(p_values: ArrayLike, counts: ArrayLike, *, q: float) -> float:

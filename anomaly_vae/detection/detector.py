@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..data.images import ImageSchema
@@ -25,7 +25,7 @@ from ..options import Config, TrainConfig
 from . import artifact
 from .adaptive import MAX_K, LogLikelihoods, log_likelihoods
 from .attribution import attributions
-from .calibration import Calibration, discovery_cutoff
+from .calibration import Calibration, discovery_cutoff, named_groups
 from .image_scores import (
     fitted_density,
     heat_maps,
@@ -34,6 +34,7 @@ from .image_scores import (
     score_images,
     statistic_attributions,
 )
+from .latent import entered, posteriors
 from .missing import charged, expected_costs, total
 from .scores import RELIABLE_SAMPLES, Scores, score_rows
 from .statistics import StatisticsDensity
@@ -107,12 +108,14 @@ class Detector:
         bare = cls(schema, model, config, Calibration({}), noise, costs, density)
         return bare.calibrate(frame) if len(frame) else bare
 
-    def calibrate(self, frame: pd.DataFrame) -> Self:
+    def calibrate(self, frame: pd.DataFrame, *, groups: ArrayLike | None = None) -> Self:
         """Return the same model with p-values and thresholds taken from these rows.
 
         Args:
             frame: Normal rows that the model was not trained on; `config.max_calibration_rows` of them are drawn if
                 there are more.
+            groups: Group of each row, (n,): rows can then be judged within their own group, which promises the
+                false-alarm rate in each (see `score_frame`).
 
         Raises:
             CalibrationError: No rows.
@@ -124,9 +127,10 @@ class Detector:
         if len(frame) > most:
             kept = np.random.default_rng(self.config.seed).choice(len(frame), most, replace=False)
             frame = frame.iloc[np.sort(kept)]
+            groups = None if groups is None else np.asarray(groups)[np.sort(kept)]
         x = self.encode(frame)
-        scores = {k: np.sort(self._scores(x, k).value) for k in self.config.calibration_k}
-        return replace(self, calibration=Calibration(scores))
+        scores = {k: self._scores(x, k).value for k in self.config.calibration_k}
+        return replace(self, calibration=Calibration.of(scores, groups))
 
     def score_frame(
         self,
@@ -138,6 +142,7 @@ class Detector:
         explain: int = 0,
         allow_missing: bool = False,
         mc_se: float | None = None,
+        groups: ArrayLike | None = None,
     ) -> pd.DataFrame:
         """Score, judge and explain rows.
 
@@ -151,6 +156,7 @@ class Detector:
             allow_missing: Take an absent column for one of missing cells, with a warning.
             mc_se: Also estimate log p(x) to within this standard error, nats (see `estimate_log_likelihood`), and add
                 the columns `LIKELIHOOD_COLUMNS`. Scores, p-values and flags stay those of k samples.
+            groups: Group of each row, (n,), as in `calibrate`: p-values and thresholds are those of its own group.
 
         Returns:
             One row each, same index, with the columns `SCORE_COLUMNS`: score, standard error and threshold in nats;
@@ -171,12 +177,7 @@ class Detector:
         x = self.encode(frame, allow_missing=allow_missing)
         self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
         scores = self._scores(x, k)
-        p_values = self.calibration.p_values(scores.value, k=k)
-        if fdr is None:
-            threshold = self.threshold(alpha, k=k)
-        else:
-            cutoff = discovery_cutoff(*np.unique(p_values, return_counts=True), q=fdr)
-            threshold = self.threshold(cutoff, k=k) if cutoff else np.inf
+        p_values, threshold = self._judged(scores.value, groups, alpha=alpha, fdr=fdr, k=k)
         ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
         ess[np.isnan(scores.ess)] = pd.NA
         reasons = self._reasons(frame, x, k=k, top=explain) if explain else None
@@ -191,6 +192,29 @@ class Detector:
         found = self._log_likelihoods(x, mc_se, MAX_K)
         added = (found.value, found.mc_se, found.k, found.reached)
         return out.assign(**dict(zip(LIKELIHOOD_COLUMNS, added, strict=True)))
+
+    def _judged(
+        self, scores: NDArray[np.float64], groups: ArrayLike | None, *, alpha: float, fdr: float | None, k: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | float]:
+        """Return p-values (n,), and the threshold or that of each row, (n,)."""
+        calibration = self.calibration
+        if groups is None:
+            p_values = calibration.p_values(scores, k=k)
+        else:
+            p_values = calibration.grouped_p_values(scores, groups, k=k)
+        cutoff = alpha if fdr is None else discovery_cutoff(*np.unique(p_values, return_counts=True), q=fdr)
+        if not cutoff:
+            return p_values, np.inf
+        if groups is None:
+            return p_values, self.threshold(cutoff, k=k)
+        if fdr is None:
+            return p_values, calibration.grouped_thresholds(groups, cutoff, k=k)
+        # a group of few calibration rows has no p-value this small, and so nothing to flag
+        names = named_groups(groups)
+        few = np.array([1 / (calibration.within(name).rows + 1) > cutoff * (1 + 1e-12) for name in names])
+        thresholds = np.full(len(names), np.inf)
+        thresholds[~few] = calibration.grouped_thresholds(names[~few], cutoff, k=k)
+        return p_values, thresholds
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
@@ -253,6 +277,22 @@ class Detector:
                 stacklevel=3,
             )
         return torch.from_numpy(encoded)
+
+    def latent(self, frame: pd.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the means and log standard deviations of rows' codes, each (n, l).
+
+        Args:
+            frame: Rows of the schema, n.
+        """
+        return posteriors(self.model, self.encode(frame))
+
+    def standardised(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """Return rows as the encoder sees them, (n, d): standardised cells and indicators, or pixels in [-1, 1].
+
+        Args:
+            frame: Rows of the schema, n.
+        """
+        return entered(self.model, self.encode(frame))
 
     def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
         """Return n rows drawn from the model, in the user's columns and dtypes."""
@@ -354,7 +394,9 @@ class Detector:
             ArtifactError: It is absent, damaged, altered, or of a newer format.
         """
         parts = artifact.load(Path(folder))
-        detector = cls(parts.schema, parts.model, parts.config, Calibration(parts.calibration), parts.noise)
+        detector = cls(
+            parts.schema, parts.model, parts.config, Calibration(parts.calibration, parts.groups), parts.noise
+        )
         detector = replace(detector, missing_cost=parts.missing_cost, statistics=parts.statistics)
         artifact.check_golden(detector, parts.golden)
         return detector

@@ -1,0 +1,142 @@
+"""Where density is measured: the latent, or the rows themselves as an honest control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from ..errors import ConfigError, ShapeError
+
+Floats = NDArray[np.float64]
+
+ACTIVE = 0.01
+"""Latent dimensions whose codes vary by less are not in use (Burda et al. 2016, arXiv:1509.00519, section 5.2)."""
+COMPONENTS = 16
+WIDEST = 256
+"""Coordinates of the space in which guards look at rows."""
+FITTED_ROWS = 50_000
+"""Rows from which principal components are learned, at most."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """An affine map of points (n, d) to coordinates (n, l).
+
+    Attributes:
+        kind: A name in `SPACES`.
+        centre: Taken off first, (d,).
+        axes: Columns are the axes, (d, l); l = 0 where nothing varies.
+        kept: For spaces whose axes are some of the columns: which, (l,); log-scales are carried along there.
+    """
+
+    kind: str
+    centre: Floats
+    axes: Floats
+    kept: NDArray[np.intp] | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of coordinates, l."""
+        return int(self.axes.shape[1])
+
+    def coordinates(self, points: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return the coordinates of points (n, d), (n, l).
+
+        Raises:
+            ShapeError: The points have another width than those that the space was made of.
+            ConfigError: A point is not finite.
+        """
+        points = _finite(points)
+        if points.shape[1] != len(self.centre):
+            raise ShapeError(
+                f"points must have shape (n, {len(self.centre)}), got {points.shape}. Use those of the same model.",
+                shape=points.shape,
+            )
+        if self.kept is not None:
+            return np.ascontiguousarray(points[:, self.kept], dtype=np.float32)
+        return np.asarray((points - self.centre) @ self.axes, dtype=np.float32)
+
+    def log_scales(self, log_scales: NDArray[np.floating] | None) -> NDArray[np.float32] | None:
+        """Return log standard deviations along the coordinates, (n, l), where the axes are columns."""
+        if log_scales is None or self.kept is None:
+            return None
+        return np.ascontiguousarray(log_scales[:, self.kept], dtype=np.float32)
+
+
+def active_units(points: NDArray[np.floating]) -> Space:
+    """Keep the columns whose values vary, as they are: of posterior means, the latent dimensions in use."""
+    return _columns("latent", points, ACTIVE)
+
+
+def raw(points: NDArray[np.floating]) -> Space:
+    """Keep all columns that vary at all."""
+    return _columns("raw", points, 0.0)
+
+
+def principal(points: NDArray[np.floating], components: int = COMPONENTS) -> Space:
+    """Keep the first principal components."""
+    points = np.asarray(points[:: -(-len(points) // FITTED_ROWS)], dtype=np.float64)
+    centre = points.mean(0)
+    most = min(components, *points.shape)
+    if not np.any(points != points[0]):
+        return Space("pca", centre, np.zeros((len(centre), 0)))
+    pca = PCA(most, random_state=0).fit(points)
+    real = pca.explained_variance_ > 1e-12 * pca.explained_variance_.sum()
+    return Space("pca", pca.mean_, pca.components_[real].T)
+
+
+SPACES: dict[str, Callable[[NDArray[np.floating]], Space]] = {"latent": active_units, "raw": raw, "pca": principal}
+"""Spaces by name; each is made of the points (n, d) that it is to describe."""
+
+
+def _columns(kind: str, points: NDArray[np.floating], least: float) -> Space:
+    variance = np.asarray(points, dtype=np.float64).var(0)
+    kept = np.flatnonzero((variance > least) & (np.ptp(points, axis=0) > 0))
+    axes = np.eye(points.shape[1])[:, kept] if points.shape[1] <= 4096 else np.zeros((0, len(kept)))
+    return Space(kind, np.zeros(points.shape[1]), axes, kept)
+
+
+def fit_space(kind: str, points: NDArray[np.floating]) -> Space:
+    """Make a space of points (n, d).
+
+    Raises:
+        ShapeError: They are not a table with rows.
+        ConfigError: A point is not finite, or the kind is unknown.
+    """
+    if kind not in SPACES:
+        raise ConfigError(f"space must be one of {', '.join(SPACES)}, got {kind!r}. Choose one of them.")
+    return SPACES[kind](_finite(points))
+
+
+def _finite(points: NDArray[np.floating]) -> NDArray[np.floating]:
+    points = np.asarray(points)
+    if points.ndim != 2 or not len(points):
+        raise ShapeError(
+            f"points must have shape (n, d) with n >= 1, got {points.shape}. Give one code a row.", shape=points.shape
+        )
+    if not np.isfinite(points).all():
+        row = int(np.flatnonzero(~np.isfinite(points).all(1))[0])
+        raise ConfigError(f"points must be finite, got a cell that is not in row {row}. Look at that row.", row=row)
+    return points
+
+
+def surface(points: NDArray[np.floating]) -> Space:
+    """Make the space in which guards look at rows themselves: their columns, or 256 random directions of more.
+
+    Random directions keep all distances to about 4 %. Principal components do not: what makes noise unlike everything
+    else lies outside them.
+
+    References:
+        Johnson & Lindenstrauss (1984), Extensions of Lipschitz mappings into a Hilbert space.
+    """
+    points = _finite(points)
+    width = points.shape[1]
+    if width <= WIDEST:
+        return raw(points)
+    axes = np.random.default_rng(0).normal(size=(width, WIDEST)) / math.sqrt(WIDEST)
+    return Space("projected", np.asarray(points[:FITTED_ROWS], dtype=np.float64).mean(0), axes)

@@ -1,0 +1,154 @@
+"""Space, strata, density, guards and tempering, fitted together: rows in, weights out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ConfigError, ShapeError
+from ..options import ResampleConfig
+from .density import CodeDensity, fit_density
+from .neighbours import Isolation, LabelDisagreement
+from .resampling import Flags, Floats, Weighing, weigh
+from .spaces import Space, fit_space, surface
+from .strata import Strata
+
+ANOMALY, ISOLATED, MISLABELLED = "anomaly", "isolated", "label"
+"""Names of the guards: below the p-value, unlike every other row, nearer to another class."""
+
+
+@dataclass(frozen=True)
+class CodedRows:
+    """What of rows is needed to weigh them.
+
+    Attributes:
+        codes: Posterior means, (n, l).
+        surface: The rows as the encoder sees them, (n, d).
+        log_scales: Posterior log standard deviations, (n, l).
+        p_values: Conformal p-values, (n,); None where there is no calibration.
+        labels: Labels, (n,), if there are any.
+    """
+
+    codes: NDArray[np.floating]
+    surface: NDArray[np.floating]
+    log_scales: NDArray[np.floating] | None = None
+    p_values: Floats | None = None
+    labels: ArrayLike | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+@dataclass(frozen=True)
+class Weigher:
+    """The weights of rows, and what is needed to weigh further rows alike.
+
+    Attributes:
+        config: Settings.
+        strata: Strata of the labels.
+        density: Density of codes within each stratum that density is measured in.
+        weighing: Weights of the rows that it was fitted to, how they came about, and the report.
+    """
+
+    config: ResampleConfig
+    strata: Strata
+    space: Space
+    density: CodeDensity
+    surface: Space
+    isolation: Isolation | None
+    disagreement: LabelDisagreement | None
+    weighing: Weighing
+
+    @classmethod
+    def fit(cls, rows: CodedRows, config: ResampleConfig, *, facts: dict[str, Any] | None = None) -> Self:
+        """Weigh rows.
+
+        Args:
+            rows: The rows, n >= 1.
+            config: Settings.
+            facts: Further facts for the report.
+
+        Raises:
+            ConfigError: Labels are missing, weights would be infinite, or the classes leave less than the floor.
+            ShapeError: Arrays differ in length.
+        """
+        _check_lengths(rows)
+        strata = Strata.fit(rows.labels, kind=config.label_kind, bins=config.label_bins)
+        of = strata.of(rows.labels, rows=len(rows))
+        space = fit_space(config.space, _points(rows, config))
+        log_scales = space.log_scales(rows.log_scales) if config.space == "latent" else None
+        apart = (strata, of) if config.within_class else (Strata.fit(None), np.zeros_like(of))
+        points = space.coordinates(_points(rows, config))
+        density = fit_density(points, config, strata=apart[0], of=apart[1], log_scales=log_scales)
+        seen = surface(rows.surface)
+        look = seen.coordinates(rows.surface) if config.isolation_guard or config.label_guard else points[:, :0]
+        isolation = Isolation.fit(look, seed=config.seed) if config.isolation_guard else None
+        judged = config.label_guard is not None and strata.kind != "none"
+        disagreement = LabelDisagreement.fit(look, of, ordered=strata.ordered, seed=config.seed) if judged else None
+        notes = list(density.notes)
+        guards = _flags(config, isolation, disagreement, rows.p_values, look, of)
+        if config.guard and rows.p_values is None:
+            notes.append("the detector gives no p-values, having no calibration rows: no row is guarded as an anomaly.")
+        weighing = weigh(density.own, config, strata=strata, of=of, guards=guards, notes=notes)
+        report = dataclasses.replace(weighing.report, facts={"space_width": space.width, **(facts or {})})
+        weighing = dataclasses.replace(weighing, report=report)
+        return cls(config, strata, space, density, seen, isolation, disagreement, weighing)
+
+    def weights(self, rows: CodedRows) -> Floats:
+        """Return the weights of rows, (n,), in units of the fitted rows' mean; fitted ones get what they got then.
+
+        Args:
+            rows: Any rows of the same model.
+
+        Raises:
+            ConfigError: Labels are absent though there were some, missing, or of an unknown class.
+            ShapeError: Arrays differ in length, or are of another model.
+        """
+        _check_lengths(rows)
+        of = self.strata.of(rows.labels, rows=len(rows))
+        points = self.space.coordinates(_points(rows, self.config))
+        log_density = self.density.log_density(points, of if self.config.within_class else np.zeros_like(of))
+        guarded = self.isolation is not None or self.disagreement is not None
+        look = self.surface.coordinates(rows.surface) if guarded else points
+        flags = _flags(self.config, self.isolation, self.disagreement, rows.p_values, look, of)
+        either = np.logical_or.reduce(list(flags.values())) if flags else np.zeros(len(rows), dtype=bool)
+        return self.weighing.weigh(log_density, of, either)
+
+
+def _points(rows: CodedRows, config: ResampleConfig) -> NDArray[np.floating]:
+    return rows.codes if config.space == "latent" else rows.surface
+
+
+def _flags(
+    config: ResampleConfig,
+    isolation: Isolation | None,
+    disagreement: LabelDisagreement | None,
+    p_values: Floats | None,
+    look: NDArray[np.float32],
+    of: NDArray[np.intp],
+) -> dict[str, Flags]:
+    flags: dict[str, Flags] = {}
+    if config.guard and p_values is not None:
+        flags[ANOMALY] = p_values <= config.guard
+    if isolation is not None and config.isolation_guard is not None:
+        flags[ISOLATED] = isolation.flagged(look, config.isolation_guard)
+    if disagreement is not None and config.label_guard is not None:
+        flags[MISLABELLED] = disagreement.log_ratio(look, of)[0] > np.log(config.label_guard)
+    return flags
+
+
+def _check_lengths(rows: CodedRows) -> None:
+    lengths = {
+        name: len(np.asarray(value))
+        for name in ("codes", "surface", "log_scales", "p_values", "labels")
+        if (value := getattr(rows, name)) is not None
+    }
+    if not len(rows) or len(set(lengths.values())) > 1:
+        told = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        raise ShapeError(f"rows and labels must be as many, and at least one, got {told}. Give one label a row.")
+    if rows.p_values is not None and not np.isfinite(rows.p_values).all():
+        raise ConfigError("p-values must be numbers, got one that is not. Look at the rows without a score.")
