@@ -7,20 +7,21 @@ What costs seconds to import (torch, pandas, mlflow) is imported inside the verb
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning
-from .options import ImageConfig, ScoreConfig, TrainConfig
+from .options import ImageConfig, ScoreConfig, ServeConfig, TrainConfig
 from .reporting import terminal
 
 if TYPE_CHECKING:
@@ -84,6 +85,24 @@ def main(traceback: bool) -> None:
       anomaly-vae train photos/ --name castings
     """
     _Verbs.stack_wanted = traceback
+
+
+def _options_of(kind: type[Any]) -> Callable[[Any], Any]:
+    """One option for each setting of a verb, with its default and its text."""
+
+    def decorate(command: Any) -> Any:
+        for setting in reversed(dataclasses.fields(kind)):
+            told = setting.type if isinstance(setting.type, str) else setting.type.__name__
+            type_ = {"str": str, "int": int, "float": float}[told.partition(" ")[0]]
+            text = setting.metadata["help"][:1].upper() + setting.metadata["help"][1:] + "."
+            option = "--" + setting.name.replace("_", "-")
+            default = setting.default
+            command = click.option(option, type=type_, default=default, show_default=default is not None, help=text)(
+                command
+            )
+        return command
+
+    return decorate
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
@@ -262,23 +281,23 @@ def explain(model_uri: str, input: str, top: int, out: str | None, overwrite: bo
 
 @main.command(short_help="Answer scoring requests over HTTP.")
 @click.argument("model_uri")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen on.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Server processes.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address; the server has no authentication.")
-def serve(model_uri: str, port: int, workers: int, host: str) -> None:
-    """Answer scoring requests over HTTP until stopped (through `mlflow models serve`).
+@_options_of(ServeConfig)
+def serve(model_uri: str, **given: Any) -> None:
+    """Answer scoring requests over HTTP until stopped: the formats and answers of `mlflow models serve`, with limits.
 
     \b
     Example:
       anomaly-vae serve models:/pumps@champion --port 5001
       curl http://127.0.0.1:5001/invocations -H 'Content-Type: text/csv' --data-binary @today.csv
     """
+    config = ServeConfig.from_mapping(given)
     from .serving import server, tracking
 
-    server.check_port(host, port)
+    bound = server.listening(config.host, config.port)
     model = tracking.load(model_uri)  # a model that cannot be loaded is better refused here than in every worker
-    click.echo(f"Serving {model.uri} at http://{host}:{port}/invocations; Ctrl-C stops it.", err=True)
-    server.serve(model.uri, host=host, port=port, workers=workers)
+    if sys.stderr.isatty():
+        click.echo(f"Serving {model.uri} at http://{config.host}:{config.port}/invocations; Ctrl-C stops it.", err=True)
+    server.serve(model.detector, model.uri, config, bound)
 
 
 @main.command(short_help="Print what the columns were taken for, as TOML.")

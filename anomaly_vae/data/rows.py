@@ -23,6 +23,8 @@ CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 MOST_CELLS = 1 << 23
 """Cells of a frame at most: 64 MiB of numbers, however wide the table."""
+MOST_COLUMNS = 20_000
+"""Columns of a table at most: a wider one is an accident, or an attack on the memory of its reader."""
 TRUE_LABELS = frozenset({"1", "1.0", "true", "yes", "y", "t", "anomaly", "anomalous", "outlier"})
 FALSE_LABELS = frozenset({"0", "0.0", "false", "no", "n", "f", "normal", "inlier"})
 

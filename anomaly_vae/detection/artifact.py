@@ -107,7 +107,7 @@ def save(detector: Detector, folder: Path) -> None:
     from .. import __version__
 
     tensors = _tensor_bytes(detector)
-    records = _golden_records(detector)
+    records = golden_records(detector)
     scores = detector.log_likelihood(
         frame_of(records, detector.schema), k=detector.config.k, kind=detector.config.score_kind
     )
@@ -218,7 +218,8 @@ def _of_images(facts: dict[str, Any]) -> tuple[ImageSchema, ImageConfig, ImageVA
     return schema, config, model
 
 
-def _golden_records(detector: Detector) -> list[dict[str, Any]]:
+def golden_records(detector: Detector) -> list[dict[str, Any]]:
+    """Return rows drawn from the model as JSON has them; images as PNG in base64."""
     rows = detector.sample(GOLDEN_ROWS, seed=detector.config.seed)
     if isinstance(detector.schema, ImageSchema):
         column = detector.schema.column

@@ -226,7 +226,7 @@ class Detector:
             CalibrationError: See `Calibration.threshold`.
         """
         if not self.calibration.scores:
-            needed = int(np.ceil(1 / alpha)) - 1
+            needed = int(np.ceil(min(1 / alpha, np.finfo(float).max))) - 1
             raise CalibrationError(
                 f"a detector must have at least {needed} calibration rows to give p-values, got none. "
                 "Calibrate it with normal rows that it was not trained on."
