@@ -21,8 +21,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..data.bounds import MOST_COLUMNS
 from ..data.images import ImageSchema
-from ..data.rows import MOST_CELLS, MOST_COLUMNS
+from ..data.rows import MOST_CELLS
 from ..data.schema import Schema
 from ..errors import AnomalyVaeError, SchemaError
 from .flavor import request_frame
@@ -322,6 +323,7 @@ def _parquet(body: bytes, schema: Schema | ImageSchema, max_rows: int) -> pd.Dat
                 raise _too_many(f"a Parquet file must unpack to at most {most >> 20} MiB", f"{size >> 20} MiB")
             tables, unpacked = [], 0
             for batch in file.iter_batches(max(1, min(1024, most // max(1, size))), columns=present):
+                batch.validate(full=True)  # text that is not Unicode would be found out much later
                 unpacked += batch.nbytes
                 if unpacked > most:  # a value that a dictionary holds once may stand in every row
                     raise _too_many(f"a Parquet file must unpack to at most {most >> 20} MiB", "more")
