@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning
+from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning, redacted
 from .options import ImageConfig, ScoreConfig, ServeConfig, TrainConfig
 from .reporting import terminal
 
@@ -62,12 +62,12 @@ class _Verbs(click.Group):
             return UNEXPECTED
         except Exception as error:
             if self.stack_wanted:
-                traceback.print_exc()
+                click.echo(redacted(traceback.format_exc()), err=True, nl=False)
             if isinstance(error, AnomalyVaeError):
-                click.echo(f"Error: {error}", err=True)
+                click.echo(redacted(f"Error: {error}"), err=True)
                 return CALLERS_MISTAKE
             hint = "" if self.stack_wanted else " (`anomaly-vae --traceback ...` or ANOMALY_VAE_DEBUG=1 shows where)"
-            click.echo(f"Unexpected {type(error).__name__}: {_one_line(error)}{hint}", err=True)
+            click.echo(redacted(f"Unexpected {type(error).__name__}: {_one_line(error)}{hint}"), err=True)
             return UNEXPECTED
 
 
