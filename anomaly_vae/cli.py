@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning, redacted
+from .errors import AnomalyVaeError, ConfigError, SchemaError, redacted
 from .options import ImageConfig, ScoreConfig, ServeConfig, TrainConfig
 from .reporting import terminal
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .serving.tracking import Registered
 
 DONE, UNEXPECTED, CALLERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
-MAX_WARNINGS = 10
 EXPLAINED_COLUMNS = 8
 
 
@@ -44,7 +43,7 @@ class _Verbs(click.Group):
         """Run a command line and leave with its exit code, also when called from Python."""
         kwargs["standalone_mode"] = False
         with warnings.catch_warnings():
-            _tidy_warnings()
+            terminal.tidy_warnings()
             sys.exit(self._run(*args, **kwargs))
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
@@ -89,17 +88,13 @@ def main(traceback: bool) -> None:
 
 def _options_of(kind: type[Any]) -> Callable[[Any], Any]:
     """One option for each setting of a verb, with its default and its text."""
+    types = {"str": str, "int": int, "float": float}
 
     def decorate(command: Any) -> Any:
         for setting in reversed(dataclasses.fields(kind)):
-            told = setting.type if isinstance(setting.type, str) else setting.type.__name__
-            type_ = {"str": str, "int": int, "float": float}[told.partition(" ")[0]]
-            text = setting.metadata["help"][:1].upper() + setting.metadata["help"][1:] + "."
-            option = "--" + setting.name.replace("_", "-")
-            default = setting.default
-            command = click.option(option, type=type_, default=default, show_default=default is not None, help=text)(
-                command
-            )
+            option, text, default = setting.name.replace("_", "-"), setting.metadata["help"], setting.default
+            facts = {"default": default, "show_default": default is not None, "help": f"{text[0].upper()}{text[1:]}."}
+            command = click.option(f"--{option}", type=types[str(setting.type).partition(" ")[0]], **facts)(command)
         return command
 
     return decorate
@@ -414,10 +409,10 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _tell_unreadable(errors: Sequence[ImageError]) -> None:
-    for error in errors[:MAX_WARNINGS]:
+    for error in errors[: terminal.MAX_WARNINGS]:
         click.echo(f"Warning: left out: {error}", err=True)
-    if len(errors) > MAX_WARNINGS:
-        click.echo(f"Warning: {len(errors) - MAX_WARNINGS} more images are left out.", err=True)
+    if len(errors) > terminal.MAX_WARNINGS:
+        click.echo(f"Warning: {len(errors) - terminal.MAX_WARNINGS} more images are left out.", err=True)
 
 
 def _print_json(value: Any) -> None:
@@ -446,25 +441,6 @@ def _short(path: Path) -> Path:
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "without a message."
-
-
-def _tidy_warnings() -> None:
-    """One line for each different warning of ours, none of other people's."""
-    shown: set[str] = set()
-
-    def show(message: Warning | str, *_: Any) -> None:
-        text = str(message)
-        if text in shown or len(shown) > MAX_WARNINGS:
-            return
-        shown.add(text)
-        click.echo(
-            f"Warning: {text}" if len(shown) <= MAX_WARNINGS else "Warning: further warnings are not shown.", err=True
-        )
-
-    warnings.simplefilter("ignore")
-    for category in (DataWarning, TrainingWarning):
-        warnings.simplefilter("always", category)
-    warnings.showwarning = show  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

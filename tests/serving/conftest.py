@@ -102,17 +102,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, *, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str], port: int, *, log: Path | None = None, probe: str = "/ping", **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server process, from its first answer on; it is stopped at the end if it still runs."""
     environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "OMP_NUM_THREADS": "1"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment |= variables
     with (
         Path(log or os.devnull).open("wb") as output,
         subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=output, stderr=output) as process,
     ):
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait(lambda: urllib.request.urlopen(f"{address}/ping", timeout=2).status == 200, process)
+            _wait(lambda: urllib.request.urlopen(address + probe, timeout=2).status == 200, process)
             yield process
         finally:
             process.terminate()
