@@ -8,9 +8,9 @@
 /metrics       counts for Prometheus
 =============  =======================================================================================
 
-Requests share the detector, which nothing changes, and a bounded pool of threads. Counts and admission are kept by the
-event loop alone. Every body that is being read or waits is counted against one budget of bytes, so that many slow
-senders cost no more memory than a few fast ones.
+Requests share the detector, which nothing changes, a thread for small ones (see `lane`) and a bounded pool for others.
+Counts and admission are kept by the event loop alone. Every body that is being read or waits is counted against one
+budget of bytes, so that many slow senders cost no more memory than a few fast ones.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ..errors import AnomalyVaeError, CalibrationError, ConfigError, SchemaError
 from ..options import ServeConfig
 from . import journal, payload
 from .flavor import CALLER_FAULTS, arguments, columns_of
+from .lane import SMALL_BODY, Answer, Asked, Lane, answer_of
 from .payload import RefusedError
 from .tally import Tally
 
@@ -94,6 +95,7 @@ class Service:
         self._detector: Detector | None = None
         self._facts: dict[str, str] = {}
         self._ready = False
+        self._lane: Lane | None = None
         places = config.concurrency or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(places, thread_name_prefix="score")
         self._most_waiting = places + config.queue
@@ -125,6 +127,8 @@ class Service:
         if self._ready:
             self._ready = False
             self.tally.add("ready", -1)
+        if self._lane is not None:
+            self._lane.stop()
         self._pool.shutdown(wait=False)
 
     def _prepare(self) -> None:
@@ -132,7 +136,7 @@ class Service:
         self._facts = {"digest": detector.digest}
         if uri.startswith(("models:", "runs:")):  # a path would tell about this machine
             self._facts["uri"] = uri
-        self._detector = detector
+        self._detector, self._lane = detector, Lane(detector, self._pool)
         with contextlib.suppress(CalibrationError):  # such a model answers, if asked for an alpha that it can promise
             self._score(json.dumps({"dataframe_records": golden_records(detector)}).encode(), payload.JSON)
 
@@ -251,7 +255,11 @@ class Service:
         if self._waiting >= self._most_waiting:
             raise _busy(f"at most {self._most_waiting} requests must wait at once, got one more. Try again.")
         loop = asyncio.get_running_loop()
-        future = self._pool.submit(self._score, body, exchange.facts["media"])
+        media = exchange.facts["media"]
+        if len(body) <= SMALL_BODY and self._lane is not None:
+            future = self._lane.submit(lambda: self._read(body, media, small=True))
+        else:
+            future = self._pool.submit(self._score, body, media)
         self._waiting += 1
         future.add_done_callback(lambda _: _call(loop, self._leave))  # a place is free when its thread is
         try:
@@ -275,8 +283,12 @@ class Service:
         self.tally.add("flagged_rows_total", flagged)
         return answer
 
-    def _score(self, body: bytes, media: str) -> tuple[bytes, int, int]:
-        """Return the answer, its rows and how many of them are flagged; runs in a thread."""
+    def _score(self, body: bytes, media: str) -> Answer:
+        """Return the answer to a request; runs in a thread."""
+        return self._read(body, media).alone()
+
+    def _read(self, body: bytes, media: str, *, small: bool = False) -> Asked:
+        """Return what a request asks for; runs in a thread."""
         detector = self._detector
         assert detector is not None
         frame, params = payload.read(body, media, detector.schema, max_rows=self.config.max_rows)
@@ -285,9 +297,11 @@ class Service:
             raise ConfigError(
                 f"mc_se must be asked for at most {MOST_REFINED_ROWS:,} rows, got {len(frame):,}. Send fewer."
             )
-        columns = columns_of(detector.score_frame(frame, **wanted))
-        answer = json.dumps({"predictions": columns}, allow_nan=False).encode()
-        return answer, len(frame), sum(columns["is_anomaly"])
+        asked = Asked(lambda: answer_of(columns_of(detector.score_frame(frame, **wanted))))
+        if small and not wanted["explain"] and wanted["fdr"] is None and wanted["mc_se"] is None:
+            asked.x = detector.encode(frame, allow_missing=wanted["allow_missing"])
+            asked.alpha, asked.k = wanted["alpha"], wanted["k"]
+        return asked
 
     def _late(self, future: Future[Any]) -> RefusedError:
         if future.cancelled():  # it never began
