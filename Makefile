@@ -18,7 +18,8 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises docs clean
+.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises bench-service
+.PHONY: audit docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,10 +68,17 @@ bench-binarized: $(READY) ## test log-likelihood of binarised MNIST; DATA=folder
 bench-promises: $(READY) ## false alarms, false discoveries and reasons on labelled tables; DATA=their folder
 	@$(BIN)/python pipelines/promises.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
+bench-service: $(READY) ## the service under load, beside a pass-through model; its memory; 10,000 requests of rubbish (about an hour)
+	@$(BIN)/python pipelines/bench_service.py $(BENCH_ARGS)
+
+audit: $(READY) ## look the pinned dependencies up among known vulnerabilities; says so where that is not possible
+	@test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip -qq install 'pip-audit>=2.10')
+	@$(BIN)/python pipelines/audit.py constraints.txt --pip-audit $(VENV)-audit/bin/pip-audit
+
 docs: $(READY) ## run every example of README and docs/, and the docstrings' examples
 	@$(BIN)/python -m pytest tests/test_readme.py $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest --doctest-modules anomaly_vae $(PYTEST_ARGS)
 
 clean: ## remove .venv, caches and builds; tracked runs under mlruns/ stay
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,20 +7,21 @@ What costs seconds to import (torch, pandas, mlflow) is imported inside the verb
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import AnomalyVaeError, ConfigError, DataWarning, SchemaError, TrainingWarning
-from .options import ImageConfig, ScoreConfig, TrainConfig
+from .errors import AnomalyVaeError, ConfigError, SchemaError, redacted
+from .options import ImageConfig, ScoreConfig, ServeConfig, TrainConfig
 from .reporting import terminal
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from .serving.tracking import Registered
 
 DONE, UNEXPECTED, CALLERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
-MAX_WARNINGS = 10
 EXPLAINED_COLUMNS = 8
 
 
@@ -43,7 +43,7 @@ class _Verbs(click.Group):
         """Run a command line and leave with its exit code, also when called from Python."""
         kwargs["standalone_mode"] = False
         with warnings.catch_warnings():
-            _tidy_warnings()
+            terminal.tidy_warnings()
             sys.exit(self._run(*args, **kwargs))
 
     def _run(self, *args: Any, **kwargs: Any) -> int:
@@ -61,12 +61,12 @@ class _Verbs(click.Group):
             return UNEXPECTED
         except Exception as error:
             if self.stack_wanted:
-                traceback.print_exc()
+                click.echo(redacted(traceback.format_exc()), err=True, nl=False)
             if isinstance(error, AnomalyVaeError):
-                click.echo(f"Error: {error}", err=True)
+                click.echo(redacted(f"Error: {error}"), err=True)
                 return CALLERS_MISTAKE
             hint = "" if self.stack_wanted else " (`anomaly-vae --traceback ...` or ANOMALY_VAE_DEBUG=1 shows where)"
-            click.echo(f"Unexpected {type(error).__name__}: {_one_line(error)}{hint}", err=True)
+            click.echo(redacted(f"Unexpected {type(error).__name__}: {_one_line(error)}{hint}"), err=True)
             return UNEXPECTED
 
 
@@ -84,6 +84,20 @@ def main(traceback: bool) -> None:
       anomaly-vae train photos/ --name castings
     """
     _Verbs.stack_wanted = traceback
+
+
+def _options_of(kind: type[Any]) -> Callable[[Any], Any]:
+    """One option for each setting of a verb, with its default and its text."""
+    types = {"str": str, "int": int, "float": float}
+
+    def decorate(command: Any) -> Any:
+        for setting in reversed(dataclasses.fields(kind)):
+            option, text, default = setting.name.replace("_", "-"), setting.metadata["help"], setting.default
+            facts = {"default": default, "show_default": default is not None, "help": f"{text[0].upper()}{text[1:]}."}
+            command = click.option(f"--{option}", type=types[str(setting.type).partition(" ")[0]], **facts)(command)
+        return command
+
+    return decorate
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
@@ -262,23 +276,23 @@ def explain(model_uri: str, input: str, top: int, out: str | None, overwrite: bo
 
 @main.command(short_help="Answer scoring requests over HTTP.")
 @click.argument("model_uri")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen on.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Server processes.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address; the server has no authentication.")
-def serve(model_uri: str, port: int, workers: int, host: str) -> None:
-    """Answer scoring requests over HTTP until stopped (through `mlflow models serve`).
+@_options_of(ServeConfig)
+def serve(model_uri: str, **given: Any) -> None:
+    """Answer scoring requests over HTTP until stopped: the formats and answers of `mlflow models serve`, with limits.
 
     \b
     Example:
       anomaly-vae serve models:/pumps@champion --port 5001
       curl http://127.0.0.1:5001/invocations -H 'Content-Type: text/csv' --data-binary @today.csv
     """
+    config = ServeConfig.from_mapping(given)
     from .serving import server, tracking
 
-    server.check_port(host, port)
+    bound = server.listening(config.host, config.port)
     model = tracking.load(model_uri)  # a model that cannot be loaded is better refused here than in every worker
-    click.echo(f"Serving {model.uri} at http://{host}:{port}/invocations; Ctrl-C stops it.", err=True)
-    server.serve(model.uri, host=host, port=port, workers=workers)
+    if sys.stderr.isatty():
+        click.echo(f"Serving {model.uri} at http://{config.host}:{config.port}/invocations; Ctrl-C stops it.", err=True)
+    server.serve(model.detector, model.uri, config, bound)
 
 
 @main.command(short_help="Print what the columns were taken for, as TOML.")
@@ -395,10 +409,10 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _tell_unreadable(errors: Sequence[ImageError]) -> None:
-    for error in errors[:MAX_WARNINGS]:
+    for error in errors[: terminal.MAX_WARNINGS]:
         click.echo(f"Warning: left out: {error}", err=True)
-    if len(errors) > MAX_WARNINGS:
-        click.echo(f"Warning: {len(errors) - MAX_WARNINGS} more images are left out.", err=True)
+    if len(errors) > terminal.MAX_WARNINGS:
+        click.echo(f"Warning: {len(errors) - terminal.MAX_WARNINGS} more images are left out.", err=True)
 
 
 def _print_json(value: Any) -> None:
@@ -427,25 +441,6 @@ def _short(path: Path) -> Path:
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "without a message."
-
-
-def _tidy_warnings() -> None:
-    """One line for each different warning of ours, none of other people's."""
-    shown: set[str] = set()
-
-    def show(message: Warning | str, *_: Any) -> None:
-        text = str(message)
-        if text in shown or len(shown) > MAX_WARNINGS:
-            return
-        shown.add(text)
-        click.echo(
-            f"Warning: {text}" if len(shown) <= MAX_WARNINGS else "Warning: further warnings are not shown.", err=True
-        )
-
-    warnings.simplefilter("ignore")
-    for category in (DataWarning, TrainingWarning):
-        warnings.simplefilter("always", category)
-    warnings.showwarning = show  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and carries its facts as attributes. The wording is "{subject} must {rule}, got 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -66,6 +67,19 @@ class DataWarning(UserWarning):
 
 class TrainingWarning(UserWarning):
     """Training finished, but the model is less than it should be."""
+
+
+def redacted(text: str) -> str:
+    """Return text without the passwords and keys in its URLs: for messages, logs and records.
+
+    Example:
+        >>> redacted("tracking at https://ada:pa:ss@host/x?token=1&page=2")
+        'tracking at https://***@host/x?token=***&page=2'
+    """
+    text = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
+    return re.sub(
+        r"(?i)([?&][\w-]*(?:token|key|secret|password|signature|sig|credential)[\w-]*=)[^&\s'\"]+", r"\1***", text
+    )
 
 
 def __getattr__(name: str) -> type:

@@ -441,3 +441,35 @@ class AuditConfig(Options):
         ok = _is_number(self.largest_ratio) and self.largest_ratio >= 1
         _check(ok, "largest_ratio", "be a number of at least 1", self.largest_ratio)
         _check(_is_integer(self.seed, 0), "seed", "be an integer of at least 0", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(Options):
+    """How requests are answered over HTTP, and what is refused. All bounds are those of one worker.
+
+    Example:
+        >>> ServeConfig(max_rows=1000).host
+        '127.0.0.1'
+    """
+
+    host: str = _option("127.0.0.1", "address to listen on; there is no authentication, so this machine alone")
+    port: int = _option(5000, "port to listen on")
+    workers: int = _option(1, "server processes")
+    max_bytes: int = _option(16 << 20, "bytes of a request's body at most; more is answered 413")
+    max_rows: int = _option(100_000, "rows of a request at most; more is answered 413")
+    timeout_s: float = _option(60.0, "seconds that scoring a request may take, waiting included; more is answered 504")
+    read_timeout_s: float = _option(30.0, "seconds that a client may take to send a request, or to take its answer")
+    concurrency: int | None = _option(None, "requests scored at once; by default one a core, at most 4")
+    queue: int = _option(64, "requests that may wait for one of these places; more are answered 503")
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.host, str) and self.host.strip() != "", "host", "be an address", self.host)
+        ok = _is_integer(self.port) and self.port < 65536
+        _check(ok, "port", "be an integer from 1 to 65535", self.port)
+        for name, low in (("workers", 1), ("max_bytes", 1), ("max_rows", 1), ("concurrency", 1), ("queue", 0)):
+            value = getattr(self, name)
+            ok = _is_integer(value, low) or (value is None and name == "concurrency")
+            _check(ok, name, f"be an integer of at least {low}", value)
+        for name in ("timeout_s", "read_timeout_s"):
+            value = getattr(self, name)
+            _check(_is_number(value) and value > 0, name, "be a number above 0", value)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import UnreadableDataError
+from .formulas import harmless
 from .images import IMAGE, Fault, ImageSchema, Looks, frame_of, looks_each
 
 FILE = "file"
@@ -19,7 +20,6 @@ LABEL = "label"
 """Column of classes, where no other name is given."""
 BATCH_BYTES = 1 << 26
 """Bytes of pixels, or of encoded files, in a frame at most."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,7 @@ def write_errors(path: str | Path, errors: Iterable[ImageError]) -> None:
             writer = csv.writer(file)
             writer.writerow(["file", "row", "reason"])
             for error in errors:
-                writer.writerow([_cell(error.file), "" if error.row is None else error.row, _cell(error.reason)])
+                writer.writerow([harmless(error.file), "" if error.row is None else error.row, harmless(error.reason)])
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _cell(text: str) -> str:
-    return "'" + text if text.startswith(_FORMULA) else text

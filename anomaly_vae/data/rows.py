@@ -6,9 +6,11 @@ A path is a CSV or Parquet file, or a folder of them (read in order of name).
 from __future__ import annotations
 
 import csv
+import gzip
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, SchemaError, UnreadableDataError
+from .bounds import bounded_lines, check_columns, check_header
 from .cells import row_label
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv")
@@ -109,6 +112,7 @@ def _parquet_frames(file: Path, batch_rows: int, text: Collection[str]) -> Itera
     if file.stat().st_size == 0:
         raise UnreadableDataError(f"{file.name!r} must be a Parquet file, got an empty file. Check the export.")
     with pq.ParquetFile(file, pre_buffer=False) as table:
+        check_columns(table.metadata.num_columns, file.name)
         _refuse_duplicates(table.schema_arrow.names, file)
         for batch in table.iter_batches(_frame_rows(batch_rows, len(table.schema_arrow.names))):
             yield batch.to_pandas(integer_object_nulls=True)  # as floats, whole numbers over 2^53 would lose digits
@@ -116,6 +120,8 @@ def _parquet_frames(file: Path, batch_rows: int, text: Collection[str]) -> Itera
 
 def _csv_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[pd.DataFrame]:
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
+    with _opened(file) as stream:
+        check_header(stream, separator, file.name)
     try:
         # pandas renames a repeated name silently, so the header is read as plain cells first
         header = pd.read_csv(file, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False, engine="c")
@@ -127,10 +133,17 @@ def _csv_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[
     _refuse_duplicates(names, file)
     dtypes = {name: "str" for name in text if name in names}
     batch_rows = _frame_rows(batch_rows, len(names))
-    with pd.read_csv(
-        file, sep=separator, chunksize=batch_rows, dtype=dtypes, low_memory=False, quoting=csv.QUOTE_MINIMAL
-    ) as chunks:
+    with (
+        bounded_lines(_opened(file), file.name) as lines,
+        pd.read_csv(
+            lines, sep=separator, chunksize=batch_rows, dtype=dtypes, low_memory=False, quoting=csv.QUOTE_MINIMAL
+        ) as chunks,
+    ):
         yield from chunks
+
+
+def _opened(file: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file)) if file.name.lower().endswith(".gz") else file.open("rb")
 
 
 def _refuse_duplicates(names: list[str], file: Path) -> None:

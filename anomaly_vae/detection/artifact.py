@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 3
 GOLDEN_ROWS = 8
+MOST_GOLDEN_ROWS = 1024
 LARGEST_JSON = 64 << 20
 LATER_SETTINGS: dict[str, Any] = {
     "charge_missing": False,
@@ -57,6 +59,11 @@ LATER_SETTINGS: dict[str, Any] = {
     "counts": "rounded_log_normal",
 }
 """Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
+DAMAGES = (
+    *(AnomalyVaeError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError),
+    *(OverflowError, MemoryError, RuntimeError),  # of which deep nesting is one
+)
+"""What reading damaged files raises."""
 CONFIG, TENSORS, GOLDEN = "config.json", "model.safetensors", "golden.json"
 
 
@@ -110,7 +117,7 @@ def save(detector: Detector, folder: Path) -> None:
     from .. import __version__
 
     tensors = _tensor_bytes(detector)
-    records = _golden_records(detector)
+    records = golden_records(detector)
     scores = detector.log_likelihood(
         frame_of(records, detector.schema), k=detector.config.k, kind=detector.config.score_kind
     )
@@ -159,7 +166,7 @@ def load(folder: Path) -> Loaded:
             version=version,
         )
     tensors = _read(folder, TENSORS)
-    golden = _read(folder, GOLDEN)
+    golden = _read(folder, GOLDEN, most=LARGEST_JSON)
     try:
         for name, content in ((TENSORS, tensors), (GOLDEN, golden)):
             if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
@@ -169,7 +176,9 @@ def load(folder: Path) -> Loaded:
         arrays = load_tensors(tensors)
         weights = _named("model.", arrays)
         schema, config, model = (
-            _of_images(facts) if facts["schema"].get("kind") == ImageSchema.kind else _of_a_table(facts, weights)
+            _of_images(facts, weights)
+            if facts["schema"].get("kind") == ImageSchema.kind
+            else _of_a_table(facts, weights)
         )
         model.load_state_dict(weights)
         density = _named("statistics.", arrays)
@@ -180,22 +189,11 @@ def load(folder: Path) -> Loaded:
             group, k = name.rsplit(".", 1)
             groups.setdefault(group, {})[int(k)] = value.numpy()
         noise = arrays["noise"]
-        parsed = json.loads(golden)
+        parsed = _golden(golden, config, noise)
     except ArtifactError:
         raise
-    except (
-        AnomalyVaeError,
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(
-            f"the model must be as it was saved, got an error reading it: {reason}. Restore it."
-        ) from error
+    except DAMAGES as error:
+        raise _damaged(error) from error
     model.eval().requires_grad_(False)
     return Loaded(schema, model, config, calibration, groups, noise, arrays.get("missing_cost"), statistics, parsed)
 
@@ -207,25 +205,53 @@ def _named(prefix: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
 def _of_a_table(facts: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Schema, TrainConfig, VAE]:
     config = TrainConfig.from_mapping({**LATER_SETTINGS, **facts["config"]})
     schema = Schema.from_dict(facts["schema"])
+    categories = sum(len(c.categories) for c in schema.modelled if c.kind in ("binary", "categorical"))
+    widths = (len(schema.modelled) + categories, *config.hidden, 2 * (config.latent or 1))
+    _refuse_giants(sum(a * b for a, b in pairwise(widths)), weights)
     with torch.random.fork_rng(devices=[]):
         model = VAE(schema.modelled, config)
     model.companions = _companions(schema, weights)
     return schema, config, model
 
 
-def _of_images(facts: dict[str, Any]) -> tuple[ImageSchema, ImageConfig, ImageVAE]:
+def _of_images(facts: dict[str, Any], weights: dict[str, Tensor]) -> tuple[ImageSchema, ImageConfig, ImageVAE]:
     if facts.get("compressor", COMPRESSOR) != COMPRESSOR:
         raise ArtifactError(
             f"the model must be used with the compressor it was trained with, {facts['compressor']}, got {COMPRESSOR}: "
             "compressed lengths are part of its score. Train again, or restore that environment."
         )
     config, schema = ImageConfig.from_mapping(facts["config"]), ImageSchema.from_dict(facts["schema"])
+    _refuse_giants(config.blocks * config.channels**2 + config.latent, weights)
     with torch.random.fork_rng(devices=[]):
         model = IMAGE_FAMILIES[config.model](schema.shape, config)
     return schema, config, model
 
 
-def _golden_records(detector: Detector) -> list[dict[str, Any]]:
+def _refuse_giants(parameters: int, weights: dict[str, Tensor]) -> None:
+    """Refuse settings of a larger network than the tensors are: it would fill the memory before that shows.
+
+    Args:
+        parameters: The least that a network of these settings has.
+        weights: Those in the file.
+    """
+    held = sum(tensor.numel() for tensor in weights.values())
+    if parameters > held:
+        raise _altered(CONFIG, f"its settings are of at least {parameters:,} parameters, and {held:,} are there")
+
+
+def _golden(content: bytes, config: Config, noise: Tensor) -> dict[str, Any]:
+    """Return the golden rows; what scoring them costs is bounded by what the tensors hold."""
+    golden = json.loads(content)
+    k, rows, scores = golden["k"], golden["rows"], golden["scores"]
+    if k != config.k or not 1 <= config.k <= len(noise) or noise.ndim != 2:
+        raise _altered(GOLDEN, f"it asks for {k!r} posterior samples")
+    if not isinstance(rows, list) or not 1 <= len(rows) == len(scores) <= MOST_GOLDEN_ROWS:
+        raise _altered(GOLDEN, f"it must have from 1 to {MOST_GOLDEN_ROWS} rows, each with its score")
+    return {"k": k, "rows": rows, "scores": scores}
+
+
+def golden_records(detector: Detector) -> list[dict[str, Any]]:
+    """Return rows drawn from the model as JSON has them; images as PNG in base64."""
     rows = detector.sample(GOLDEN_ROWS, seed=detector.config.seed)
     if isinstance(detector.schema, ImageSchema):
         column = detector.schema.column
@@ -238,6 +264,8 @@ def _companions(schema: Schema, weights: dict[str, Tensor]) -> torch.nn.ModuleLi
     made = torch.nn.ModuleList()
     while (name := f"companions.{len(made)}") + ".log_weights" in weights:
         classes, bent = len(weights[f"{name}.log_weights"]), f"{name}.bend.constants" in weights
+        joint = sum(column.kind == "continuous" for column in schema.modelled)
+        _refuse_giants(classes * joint**2, _named(f"{name}.covariances", weights))
         made.append(ClassMixture(schema.modelled, classes, bent=bent))
     return made
 
@@ -246,12 +274,15 @@ def check_golden(detector: Detector, golden: dict[str, Any]) -> None:
     """Score the golden rows and compare.
 
     Raises:
-        ArtifactError: A score differs by more than 1e-5 * max(1, |score|).
+        ArtifactError: A score differs by more than 1e-5 * max(1, |score|), or the rows cannot be scored.
     """
-    frame = frame_of(golden["rows"], detector.schema)
-    got = detector.log_likelihood(frame, k=golden["k"], kind=detector.config.score_kind).value
-    wanted = np.asarray(golden["scores"])
-    worst = float(np.max(np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))))
+    try:
+        frame = frame_of(golden["rows"], detector.schema)
+        got = detector.log_likelihood(frame, k=golden["k"], kind=detector.config.score_kind).value
+        wanted = np.asarray(golden["scores"], dtype=np.float64)
+        worst = float(np.max(np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))))
+    except DAMAGES as error:
+        raise _damaged(error) from error
     if not worst <= 1e-5:
         raise ArtifactError(
             f"the model must score its golden rows as when it was saved, got a relative difference of {worst:.1e}. The "
@@ -271,26 +302,38 @@ def frame_of(records: list[dict[str, Any]], schema: Schema | ImageSchema) -> pd.
     return frame
 
 
+def _damaged(error: Exception) -> ArtifactError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ArtifactError(f"the model must be as it was saved, got an error reading it: {reason}. Restore it.")
+
+
 def _altered(name: str, why: str) -> ArtifactError:
     return ArtifactError(f"{name} must be as it was saved, got a changed file: {why}. Restore the artifact.", file=name)
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read(folder: Path, name: str, *, most: int | None = None) -> bytes:
     path = folder / name
     if not path.is_file():
         raise ArtifactError(
             f"a detector must have the file {name}, got none in {str(folder)!r}. Check the path.", file=name
         )
+    if path.resolve().parent != folder.resolve():
+        raise ArtifactError(
+            f"{name} must be a file of the detector's own folder, got a link that leads out of it. Copy the file.",
+            file=name,
+        )
+    if most is not None and (size := path.stat().st_size) > most:
+        raise ArtifactError(
+            f"{name} must be under {most >> 20} MiB, got {size >> 20} MiB. The file is not a detector's.", file=name
+        )
     return path.read_bytes()
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    content = _read(folder, name)
-    if len(content) > LARGEST_JSON:
-        raise ArtifactError(f"{name} must be under {LARGEST_JSON >> 20} MiB, got {len(content) >> 20} MiB.", file=name)
+    content = _read(folder, name, most=LARGEST_JSON)
     try:
         facts = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{name} must be JSON, got a damaged file ({error}). Restore the artifact.", file=name
         ) from error

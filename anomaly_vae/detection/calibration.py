@@ -9,6 +9,7 @@ References:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -140,7 +141,7 @@ class Calibration:
         held = self._of(k)
         allowed = math.floor(alpha * (len(held) + 1) * (1 + 1e-12))
         if allowed < 1:
-            needed = math.ceil(1 / alpha * (1 - 1e-12)) - 1
+            needed = math.ceil(min(1 / alpha, sys.float_info.max) * (1 - 1e-12)) - 1
             raise CalibrationError(
                 f"alpha = {alpha:g} must have at least {needed} calibration rows, got {len(held)}. "
                 "Calibrate with more rows, or ask for a larger alpha.",

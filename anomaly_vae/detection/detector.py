@@ -168,30 +168,37 @@ class Detector:
             CalibrationError: k is not calibrated for, or alpha needs more calibration rows than there are.
             ConfigError: alpha, fdr, explain or mc_se is out of range.
         """
-        k = self.config.k if k is None else k
-        for name, value in (("alpha", alpha), ("fdr", fdr)):
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{name} must be a number between 0 and 1, got {value!r}. Choose for example 0.05.")
+        _check_rates(alpha, fdr)
         if explain < 0:
             raise ConfigError(f"explain must be a number of columns from 0 up, got {explain!r}.")
         x = self.encode(frame, allow_missing=allow_missing)
-        self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
-        scores = self._scores(x, k)
-        p_values, threshold = self._judged(scores.value, groups, alpha=alpha, fdr=fdr, k=k)
-        ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
-        ess[np.isnan(scores.ess)] = pd.NA
-        reasons = self._reasons(frame, x, k=k, top=explain) if explain else None
-        columns = (
-            scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
-            scores.mc_se, scores.ess, ess, reasons,
-        )  # fmt: skip
-        out = pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=frame.index)
+        out = self.score_encoded(x, alpha=alpha, fdr=fdr, k=k).set_axis(frame.index)
+        if explain:
+            out["attributions"] = self._reasons(frame, x, k=self.config.k if k is None else k, top=explain)
         out = out.astype({"score_kind": object, "attributions": object})
         if mc_se is None:
             return out
         found = self._log_likelihoods(x, mc_se, MAX_K)
         added = (found.value, found.mc_se, found.k, found.reached)
         return out.assign(**dict(zip(LIKELIHOOD_COLUMNS, added, strict=True)))
+
+    def score_encoded(
+        self, x: Tensor, *, alpha: float = 0.05, fdr: float | None = None, k: int | None = None
+    ) -> pd.DataFrame:
+        """Score and judge rows that `encode` has returned, (n, m); without attributions. See `score_frame`."""
+        _check_rates(alpha, fdr)
+        k = self.config.k if k is None else k
+        self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
+        scores = self._scores(x, k)
+        p_values, threshold = self._judged(scores.value, groups, alpha=alpha, fdr=fdr, k=k)
+        ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
+        ess[np.isnan(scores.ess)] = pd.NA
+        columns = (
+            scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
+            scores.mc_se, scores.ess, ess, None,
+        )  # fmt: skip
+        out = pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
+        return out.astype({"score_kind": object, "attributions": object})
 
     def _judged(
         self, scores: NDArray[np.float64], groups: ArrayLike | None, *, alpha: float, fdr: float | None, k: int
@@ -250,7 +257,7 @@ class Detector:
             CalibrationError: See `Calibration.threshold`.
         """
         if not self.calibration.scores:
-            needed = int(np.ceil(1 / alpha)) - 1
+            needed = int(np.ceil(min(1 / alpha, np.finfo(float).max))) - 1
             raise CalibrationError(
                 f"a detector must have at least {needed} calibration rows to give p-values, got none. "
                 "Calibrate it with normal rows that it was not trained on."
@@ -437,3 +444,9 @@ class Detector:
     def scores_of_encoded(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Return the anomaly scores of already encoded rows (n, m), shape (n,), at the model's own k."""
         return self._scores(torch.from_numpy(x), self.config.k).value
+
+
+def _check_rates(alpha: float, fdr: float | None) -> None:
+    for name, value in (("alpha", alpha), ("fdr", fdr)):
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"{name} must be a number between 0 and 1, got {value!r}. Choose for example 0.05.")

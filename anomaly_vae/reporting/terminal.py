@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataWarning, TrainingWarning
 from ..options import ImageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from ..detection.detector import Detector
     from ..estimator import Fit
     from ..evaluation.metrics import Ranking, Rate
+
+MAX_WARNINGS = 10
 
 
 def training_lines(fit: Fit, detector: Detector) -> str:
@@ -142,3 +146,21 @@ def counting_rows() -> Iterator[Callable[[int, int], None] | None]:
             bar.update(task, completed=rows, rate=rows / max(time.perf_counter() - started, 1e-3))
 
         yield on_rows
+
+
+def tidy_warnings() -> None:
+    """Show one line for each different warning of this package, none of other people's."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: Any) -> None:
+        text = str(message)
+        if text in shown or len(shown) > MAX_WARNINGS:
+            return
+        shown.add(text)
+        line = f"Warning: {text}" if len(shown) <= MAX_WARNINGS else "Warning: further warnings are not shown."
+        print(line, file=sys.stderr)
+
+    warnings.simplefilter("ignore")
+    for category in (DataWarning, TrainingWarning):
+        warnings.simplefilter("always", category)
+    warnings.showwarning = show  # type: ignore[assignment]

@@ -46,6 +46,7 @@ REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", 
 CALLER_FAULTS = (SchemaError, ConfigError, CalibrationError, ShapeError)
 """Errors answered with HTTP 400: the request is at fault, not the server."""
 
+PARAMETERS = ("alpha", "fdr", "k", "explain", "allow_missing", "mc_se")
 OUTPUTS = (
     ColSpec("double", "anomaly_score"),
     ColSpec("string", "score_kind"),
@@ -211,7 +212,7 @@ class ServedDetector:
         """
         try:
             frame = request_frame(data, self.detector.schema)
-            return columns_of(self.detector.score_frame(frame, **_arguments(params or {})))
+            return columns_of(self.detector.score_frame(frame, **arguments(params or {})))
         except CALLER_FAULTS as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         except Exception:
@@ -225,21 +226,22 @@ def _load_pyfunc(path: str) -> ServedDetector:
     return ServedDetector(Detector.load(path))
 
 
-def _arguments(params: Mapping[str, Any]) -> dict[str, Any]:
-    config = ScoreConfig(
-        alpha=params.get("alpha", ScoreConfig.alpha),
-        fdr=params.get("fdr") or None,
-        k=params.get("k") or None,
-        explain=params.get("explain", ScoreConfig.explain),
-        allow_missing=params.get("allow_missing", ScoreConfig.allow_missing),
-        mc_se=params.get("mc_se") or None,
-    )
+def arguments(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's parameters as arguments of `Detector.score_frame`; 0 stands for "off" or "the model's own".
+
+    Raises:
+        ConfigError: One is unknown or out of range.
+    """
+    off_at_zero = {name: params.get(name) or None for name in ("fdr", "k", "mc_se")}
+    config = ScoreConfig.from_mapping({**params, **off_at_zero})
     if config.fdr is not None and config.alpha != ScoreConfig.alpha:
         raise ConfigError(
             f"alpha and fdr must not both be set, got alpha={config.alpha:g} and fdr={config.fdr:g}. Drop one."
         )
-    names = ("alpha", "fdr", "k", "explain", "allow_missing", "mc_se")
-    return {name: getattr(config, name) for name in names}
+    for name in params:
+        if name not in PARAMETERS:
+            raise ConfigError(f"a parameter must be one of {', '.join(PARAMETERS)}, got {name!r}. Rename or drop it.")
+    return {name: getattr(config, name) for name in PARAMETERS}
 
 
 def request_frame(data: Any, schema: Schema | ImageSchema) -> pd.DataFrame:
@@ -295,7 +297,10 @@ def frame_of(data: Any) -> pd.DataFrame:
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, Mapping):
-        columns = {str(name): [_plain(v) for v in np.atleast_1d(values)] for name, values in data.items()}
+        listed = {
+            str(name): values if isinstance(values, list) else np.atleast_1d(values) for name, values in data.items()
+        }
+        columns = {name: [_plain(v) for v in values] for name, values in listed.items()}
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
             name = next(n for n in lengths if lengths[n] != next(iter(lengths.values())))

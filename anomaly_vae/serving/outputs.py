@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from ..data.formulas import harmless_table
 from ..data.image_source import ImageError, write_errors
 from ..errors import ConfigError, OutputExistsError
 from ..options import ScoreConfig
@@ -20,7 +21,7 @@ OUTPUT_SUFFIXES = (".parquet", ".pq", ".csv")
 
 
 def write_tables(tables: Iterable[pa.Table], path: Path, suffix: str, on_table: Callable[[pa.Table], None]) -> None:
-    """Write tables of one schema into a file, and see it safe on the disk.
+    """Write tables of one schema into a file, and see it safe on the disk; in CSV, formulas are made plain text.
 
     Args:
         tables: The tables.
@@ -30,7 +31,7 @@ def write_tables(tables: Iterable[pa.Table], path: Path, suffix: str, on_table: 
     """
     with path.open("wb") as file, contextlib.ExitStack() as open_writers:
         writer: pq.ParquetWriter | pyarrow.csv.CSVWriter | None = None
-        for table in tables:
+        for table in map(harmless_table, tables) if suffix == ".csv" else tables:
             if writer is None and suffix == ".csv":
                 writer = open_writers.enter_context(pyarrow.csv.CSVWriter(file, table.schema))
             elif writer is None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..data.images import ImageSchema, is_image_column
 from ..detection.detector import Detector
-from ..errors import ArtifactError, ConfigError, ShapeError
+from ..errors import ArtifactError, ConfigError, ShapeError, redacted
 from ..estimator import Fit, fit_detector
 from ..evaluation.metrics import Ranking, auroc_ap
 from ..options import Config, ScoreConfig
@@ -117,6 +117,7 @@ def train_and_register(
     if not normal.any():
         raise ShapeError("the table must have normal rows to learn from, got labels that are all true. Check --label.")
     rows = frame[normal]
+    source = redacted(source) if source else None
     with quiet(), tracked_run(name) as run_id:
         epochs = _EpochLog(run_id)
         fit = fit_detector(rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress)
@@ -157,7 +158,7 @@ def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
     name = registry_name(loaded.uri)
     detector = loaded.detector.calibrate(frame)
     with quiet(), tracked_run(name) as run_id:
-        mlflow.log_params({"calibrated_from": loaded.uri, "calibration_rows": len(frame)})
+        mlflow.log_params({"calibrated_from": redacted(loaded.uri), "calibration_rows": len(frame)})
         return _register(detector, name, run_id)
 
 
@@ -200,8 +201,8 @@ def load(uri: str) -> Loaded:
         except (MlflowException, OSError) as error:
             reason = str(error).strip().splitlines()[0].removeprefix("RESOURCE_DOES_NOT_EXIST: ")
             raise ArtifactError(
-                f"the model must be one that MLflow can find, got {uri!r} ({reason}). Tracking is at "
-                f"{mlflow.get_tracking_uri()}.",
+                f"the model must be one that MLflow can find, got {uri!r} ({redacted(reason)}). Tracking is at "
+                f"{redacted(str(mlflow.get_tracking_uri()))}.",
                 uri=uri,
             ) from error
 

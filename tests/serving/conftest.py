@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -100,19 +101,41 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextmanager
+def running(
+    command: Sequence[str], port: int, *, log: Path | None = None, probe: str = "/ping", **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process, from its first answer on; it is stopped at the end if it still runs."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment |= variables
+    with (
+        Path(log or os.devnull).open("wb") as output,
+        subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=output, stderr=output) as process,
+    ):
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait(lambda: urllib.request.urlopen(address + probe, timeout=2).status == 200, process)
+            yield process
+        finally:
+            process.terminate()
+
+
 @pytest.fixture(scope="session")
 def server(registered: tracking.Registered) -> Iterator[str]:
     """Address of a real `anomaly-vae serve` process."""
     port = free_port()
-    command = [sys.executable, "-m", "anomaly_vae.cli", "serve", f"models:/{NAME}@champion", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait(lambda: urllib.request.urlopen(f"{address}/ping", timeout=2).status == 200, process)
-            yield address
-        finally:
-            process.terminate()
+    with running(["anomaly_vae.cli", "serve", f"models:/{NAME}@champion", "--port", str(port)], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def plain_server(registered: tracking.Registered) -> Iterator[str]:
+    """Address of MLflow's own server of the same model."""
+    port = free_port()
+    words = ["mlflow", "models", "serve", "-m", registered.uri, "--port", str(port), "--env-manager", "local"]
+    with running(words, port):
+        yield f"http://127.0.0.1:{port}"
 
 
 def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
