@@ -6,16 +6,11 @@ these classes. Nothing here imports more than the standard library, so that `--h
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from .errors import ConfigError
+from .fields import NOT_NEGATIVE, POSITIVE, SHARE, Options, Rule, check, is_integer, is_number, option
 
 KINDS = ("continuous", "binary", "categorical", "count", "ignored")
 SCORE_KINDS = ("ensemble", "elbo", "likelihood", "reconstruction")
@@ -35,116 +30,32 @@ CLASS_MASS = ("tempered", "equal", "kept")
 COMBINATIONS = ("product", "max")
 
 
-Rule = tuple[Callable[[float], bool], str]
-NOT_NEGATIVE: Rule = (lambda v: v >= 0, "be a number of at least 0")
-POSITIVE: Rule = (lambda v: v > 0, "be a number above 0")
-SHARE: Rule = (lambda v: 0 <= v < 1, "be a share from 0 to below 1")
-
-
-def _option(default: Any, text: str) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-def _check(condition: bool, name: str, rule: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"{name} must {rule}, got {value!r}. Change {name} and try again.", option=name, value=value)
-
-
-def _is_integer(value: object, low: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-class Options:
-    """What all settings share: reading from mappings, TOML and `key=value` words; writing to a dict."""
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Build from a mapping of field names to values.
-
-        Raises:
-            ConfigError: A name is unknown (the nearest known one is suggested) or a value is out of range.
-        """
-        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        for key in mapping:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(names)}."
-                raise ConfigError(f"an option must be one of this verb's, got {key!r}. {hint}", option=key)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()})
-
-    @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
-        """Build from a TOML file whose keys are the fields of this class.
-
-        Raises:
-            ConfigError: The file is absent, is not TOML, or holds an unknown key or a bad value.
-        """
-        try:
-            mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(
-                f"the configuration must be a readable file, got {str(path)!r}. {error.strerror}."
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the configuration must be TOML, got {str(path)!r}. {error}.") from error
-        return cls.from_mapping(mapping)
-
-    def updated(self, words: Iterable[str]) -> Self:
-        """Return a copy with `key=value` words applied; values are TOML, bare words are strings.
-
-        Example:
-            >>> TrainConfig().updated(["latent=4", "score_kind=elbo"]).latent
-            4
-        """
-        changes: dict[str, Any] = {}
-        for word in words:
-            key, separator, text = word.partition("=")
-            if not separator:
-                raise ConfigError(f"a setting must look like key=value, got {word!r}. Write for example latent=8.")
-            try:
-                changes[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-            except tomllib.TOMLDecodeError:
-                changes[key.strip()] = text.strip()
-        return type(self).from_mapping({**self.to_dict(), **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values; `from_mapping` is the inverse."""
-        values = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Options):
     """What the training of every kind of data has in common: objective, optimiser, splits, the score's samples."""
 
-    k: int = _option(16, "posterior samples per row when scoring, one of calibration_k")
-    calibration_k: tuple[int, ...] = _option((1, 16, 64), "numbers of samples to calibrate for")
-    prior: str = _option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
-    objective: str = _option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
-    train_k: int = _option(1, "posterior samples per row in training")
-    beta: float = _option(1.0, "weight of the KL term after warm-up (elbo objective only)")
-    input_noise: float = _option(0.0, "standard deviation of the noise added to the encoder's input in training")
-    steps: int | None = _option(None, "optimiser steps; by default 2000, or three passes over the rows, at most 20000")
-    batch_size: int = _option(256, "rows per optimiser step")
-    learning_rate: float = _option(3e-3, "AdamW's step size, cosine-annealed to a twentieth")
-    weight_decay: float = _option(1e-4, "AdamW's weight decay")
-    warmup: float = _option(0.1, "share of the steps over which beta rises from 0")
-    patience: int = _option(10, "epochs without a better validation ELBO before stopping")
-    clip_norm: float = _option(10.0, "bound on the gradient's norm")
-    validation: float = _option(0.1, "share of rows held out to decide when to stop")
-    calibration: float | None = _option(
+    k: int = option(16, "posterior samples per row when scoring, one of calibration_k")
+    calibration_k: tuple[int, ...] = option((1, 16, 64), "numbers of samples to calibrate for")
+    prior: str = option("standard_normal", f"prior over the latent: {', '.join(PRIORS)}")
+    objective: str = option("elbo", f"training bound: {', '.join(OBJECTIVES)}")
+    train_k: int = option(1, "posterior samples per row in training")
+    beta: float = option(1.0, "weight of the KL term after warm-up (elbo objective only)")
+    input_noise: float = option(0.0, "standard deviation of the noise added to the encoder's input in training")
+    steps: int | None = option(None, "optimiser steps; by default 2000, or three passes over the rows, at most 20000")
+    batch_size: int = option(256, "rows per optimiser step")
+    learning_rate: float = option(3e-3, "AdamW's step size, cosine-annealed to a twentieth")
+    weight_decay: float = option(1e-4, "AdamW's weight decay")
+    warmup: float = option(0.1, "share of the steps over which beta rises from 0")
+    patience: int = option(10, "epochs without a better validation ELBO before stopping")
+    clip_norm: float = option(10.0, "bound on the gradient's norm")
+    validation: float = option(0.1, "share of rows held out to decide when to stop")
+    calibration: float | None = option(
         None,
         "share of rows held out for p-values; by default about a tenth, at least 19 if that is at most a fifth",
     )
-    max_calibration_rows: int = _option(10_000, "held-out calibration rows kept at most")
-    seed: int = _option(0, "seed of the split, the weights, the batches and the score's noise")
-    device: str = _option("auto", f"where to compute: {', '.join(DEVICES)}")
+    max_calibration_rows: int = option(10_000, "held-out calibration rows kept at most")
+    seed: int = option(0, "seed of the split, the weights, the batches and the score's noise")
+    device: str = option("auto", f"where to compute: {', '.join(DEVICES)}")
 
     def calibration_share(self, rows: int) -> float:
         """Return the share of the rows to hold out for calibration.
@@ -165,16 +76,16 @@ class FitConfig(Options):
         self._check_choices(choices)
         self._check_integers("k", "train_k", "batch_size", "patience", "max_calibration_rows")
         self._check_integer_lists("calibration_k")
-        _check(
+        check(
             len(self.calibration_k) > 0,
             "calibration_k",
             "name at least one number of samples",
             self.calibration_k,
         )
-        _check(self.k in self.calibration_k, "k", f"be one of calibration_k {list(self.calibration_k)}", self.k)
+        check(self.k in self.calibration_k, "k", f"be one of calibration_k {list(self.calibration_k)}", self.k)
         self._check_optional_integers("steps")
-        _check(
-            _is_integer(self.seed, 0) and self.seed < 2**63,
+        check(
+            is_integer(self.seed, 0) and self.seed < 2**63,
             "seed",
             "be an integer from 0 to 2^63 - 1",
             self.seed,
@@ -192,36 +103,36 @@ class FitConfig(Options):
             }
         )
         held = self.validation + (self.calibration or 0.0)
-        _check(held < 0.95, "validation + calibration", "leave at least 5 % of the rows for training", held)
+        check(held < 0.95, "validation + calibration", "leave at least 5 % of the rows for training", held)
 
     def _check_choices(self, choices: Mapping[str, tuple[str, ...]]) -> None:
         for name, allowed in choices.items():
-            _check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
+            check(getattr(self, name) in allowed, name, f"be one of {', '.join(allowed)}", getattr(self, name))
 
     def _check_integers(self, *names: str) -> None:
         for name in names:
-            _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
+            check(is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
 
     def _check_optional_integers(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
+            check(value is None or is_integer(value), name, "be an integer of at least 1", value)
 
     def _check_integer_lists(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            ok = isinstance(value, tuple) and all(_is_integer(v) for v in value)
-            _check(ok, name, "be a list of integers of at least 1", value)
+            ok = isinstance(value, tuple) and all(is_integer(v) for v in value)
+            check(ok, name, "be a list of integers of at least 1", value)
 
     def _check_numbers(self, rules: Mapping[str, Rule]) -> None:
         for name, (accept, rule) in rules.items():
             value = getattr(self, name)
             if name != "calibration" or value is not None:
-                _check(_is_number(value) and accept(value), name, rule, value)
+                check(is_number(value) and accept(value), name, rule, value)
 
     def _check_flags(self, *names: str) -> None:
         for name in names:
-            _check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
+            check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,21 +144,21 @@ class TrainConfig(FitConfig):
         'ensemble'
     """
 
-    columns: dict[str, str] = _option({}, f"declared kinds, name = one of {', '.join(KINDS)}; the rest is inferred")
-    score_kind: str = _option("ensemble", f"what the score is: {', '.join(SCORE_KINDS)}")
-    latent: int | None = _option(None, "latent width; by default the number of columns, at most 32")
-    hidden: tuple[int, ...] = _option((128, 128), "widths of the hidden layers of encoder and decoder")
-    continuous: str = _option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
-    variance: float = _option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
-    counts: str = _option("zero_inflated", f"likelihood of count columns: {', '.join(COUNTS)}")
-    companions: tuple[int, ...] = _option(
+    columns: dict[str, str] = option({}, f"declared kinds, name = one of {', '.join(KINDS)}; the rest is inferred")
+    score_kind: str = option("ensemble", f"what the score is: {', '.join(SCORE_KINDS)}")
+    latent: int | None = option(None, "latent width; by default the number of columns, at most 32")
+    hidden: tuple[int, ...] = option((128, 128), "widths of the hidden layers of encoder and decoder")
+    continuous: str = option("student_t", f"likelihood of continuous columns: {', '.join(CONTINUOUS)}")
+    variance: float = option(1.0, "noise variance of fixed_gaussian, in units of the column's variance")
+    counts: str = option("zero_inflated", f"likelihood of count columns: {', '.join(COUNTS)}")
+    companions: tuple[int, ...] = option(
         (3, 3, 3, 30, 30), "classes of the mixtures beside the autoencoder, each fitted on two scales; [] = none"
     )
-    autoencoder_share: float = _option(0.75, "the autoencoder's weight in the ensemble; the mixtures share the rest")
-    input_noise: float = _option(0.1, "standard deviation of the noise added to the encoder's input in training")
-    hide: float = _option(0.1, "share of cells made missing in training, so that missing ones are understood")
-    charge_missing: bool = _option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
-    precision: str = _option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
+    autoencoder_share: float = option(0.75, "the autoencoder's weight in the ensemble; the mixtures share the rest")
+    input_noise: float = option(0.1, "standard deviation of the noise added to the encoder's input in training")
+    hide: float = option(0.1, "share of cells made missing in training, so that missing ones are understood")
+    charge_missing: bool = option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
+    precision: str = option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
 
     def __post_init__(self) -> None:
         self._check_choices(
@@ -264,9 +175,9 @@ class TrainConfig(FitConfig):
                 "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
             }
         )
-        _check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
+        check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
         for name, kind in self.columns.items():
-            _check(kind in KINDS, f"columns.{name}", f"be one of {', '.join(KINDS)}", kind)
+            check(kind in KINDS, f"columns.{name}", f"be one of {', '.join(KINDS)}", kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,25 +189,25 @@ class ImageConfig(FitConfig):
         'statistics'
     """
 
-    score_kind: str = _option("statistics", f"what the score is: {', '.join(IMAGE_SCORE_KINDS)}")
-    size: tuple[int, ...] = _option((), "height and width that images are brought to; by default their own")
-    model: str = _option("vae", f"the network: {', '.join(IMAGE_MODELS)}")
-    pixels: str = _option("continuous_bernoulli", f"likelihood of pixels: {', '.join(PIXELS)}")
-    latent: int = _option(32, "latent width; of a ladder, of the vector above its maps")
-    channels: int = _option(32, "channels of the widest images; each halving of the sides doubles them, up to fourfold")
-    blocks: int = _option(1, "residual blocks at each size")
-    k: int = _option(4, "posterior samples per image when scoring, one of calibration_k")
-    calibration_k: tuple[int, ...] = _option((1, 4, 16), "numbers of samples to calibrate for")
-    batch_size: int = _option(128, "images per optimiser step")
-    learning_rate: float = _option(2e-3, "AdamW's step size, cosine-annealed to a twentieth")
-    mixed_precision: bool = _option(True, "train the layers in bfloat16 where the processor multiplies it faster")
+    score_kind: str = option("statistics", f"what the score is: {', '.join(IMAGE_SCORE_KINDS)}")
+    size: tuple[int, ...] = option((), "height and width that images are brought to; by default their own")
+    model: str = option("vae", f"the network: {', '.join(IMAGE_MODELS)}")
+    pixels: str = option("continuous_bernoulli", f"likelihood of pixels: {', '.join(PIXELS)}")
+    latent: int = option(32, "latent width; of a ladder, of the vector above its maps")
+    channels: int = option(32, "channels of the widest images; each halving of the sides doubles them, up to fourfold")
+    blocks: int = option(1, "residual blocks at each size")
+    k: int = option(4, "posterior samples per image when scoring, one of calibration_k")
+    calibration_k: tuple[int, ...] = option((1, 4, 16), "numbers of samples to calibrate for")
+    batch_size: int = option(128, "images per optimiser step")
+    learning_rate: float = option(2e-3, "AdamW's step size, cosine-annealed to a twentieth")
+    mixed_precision: bool = option(True, "train the layers in bfloat16 where the processor multiplies it faster")
 
     def __post_init__(self) -> None:
         self._check_choices({"score_kind": IMAGE_SCORE_KINDS, "model": IMAGE_MODELS, "pixels": PIXELS})
         super().__post_init__()
         self._check_integers("latent", "channels", "blocks")
         self._check_integer_lists("size")
-        _check(len(self.size) in (0, 2), "size", "be empty or [height, width]", self.size)
+        check(len(self.size) in (0, 2), "size", "be empty or [height, width]", self.size)
         self._check_flags("mixed_precision")
 
     @property
@@ -318,31 +229,31 @@ class ScoreConfig(Options):
         0.01
     """
 
-    alpha: float = _option(0.05, "false-alarm rate promised on normal rows")
-    fdr: float | None = _option(None, "flag the whole job under this false discovery rate instead of alpha")
-    k: int | None = _option(None, "posterior samples per row, one the model is calibrated for")
-    explain: int = _option(0, "columns named in each row's attributions; 0 = none")
-    mc_se: float | None = _option(None, "also estimate log p(x) to within this standard error, nats; by default not")
-    key: tuple[str, ...] = _option((), "columns copied to the output to tell rows apart; by default the row number")
-    overwrite: bool = _option(False, "replace an output that exists")
-    allow_missing: bool = _option(False, "take a column that is absent for one of missing cells")
-    batch_rows: int = _option(65_536, "rows read, scored and written at a time")
-    workers: int | None = _option(None, "threads that score frames; by default one a core, at most 8")
+    alpha: float = option(0.05, "false-alarm rate promised on normal rows")
+    fdr: float | None = option(None, "flag the whole job under this false discovery rate instead of alpha")
+    k: int | None = option(None, "posterior samples per row, one the model is calibrated for")
+    explain: int = option(0, "columns named in each row's attributions; 0 = none")
+    mc_se: float | None = option(None, "also estimate log p(x) to within this standard error, nats; by default not")
+    key: tuple[str, ...] = option((), "columns copied to the output to tell rows apart; by default the row number")
+    overwrite: bool = option(False, "replace an output that exists")
+    allow_missing: bool = option(False, "take a column that is absent for one of missing cells")
+    batch_rows: int = option(65_536, "rows read, scored and written at a time")
+    workers: int | None = option(None, "threads that score frames; by default one a core, at most 8")
 
     def __post_init__(self) -> None:
         for name in ("alpha", "fdr"):
             value = getattr(self, name)
-            ok = (value is None and name == "fdr") or (_is_number(value) and 0 < value < 1)
-            _check(ok, name, "be a number between 0 and 1", value)
-        ok = self.mc_se is None or (_is_number(self.mc_se) and self.mc_se > 0)
-        _check(ok, "mc_se", "be a number above 0", self.mc_se)
+            ok = (value is None and name == "fdr") or (is_number(value) and 0 < value < 1)
+            check(ok, name, "be a number between 0 and 1", value)
+        ok = self.mc_se is None or (is_number(self.mc_se) and self.mc_se > 0)
+        check(ok, "mc_se", "be a number above 0", self.mc_se)
         for name in ("k", "workers"):
             value = getattr(self, name)
-            _check(value is None or _is_integer(value), name, "be an integer of at least 1", value)
-        _check(_is_integer(self.explain, 0), "explain", "be an integer of at least 0", self.explain)
+            check(value is None or is_integer(value), name, "be an integer of at least 1", value)
+        check(is_integer(self.explain, 0), "explain", "be an integer of at least 0", self.explain)
         for name in ("overwrite", "allow_missing"):
-            _check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
-        _check(_is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)
+            check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
+        check(is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,33 +268,33 @@ class ResampleConfig(Options):
         0.3
     """
 
-    mode: str = _option("weights", f"what to make: {', '.join(MODES)}")
-    size: int | None = _option(None, "rows of an oversample or a subsample; by default twice, or ess times, the rows")
-    density: str = _option("knn", f"how density is estimated: {', '.join(DENSITIES)}")
-    space: str = _option("latent", f"where: {', '.join(SPACES)}")
-    within_class: bool = _option(True, "measure density within each class, where there are labels")
-    label_kind: str | None = _option(None, "of the labels: classes or continuous; by default read off them")
-    label_bins: int = _option(10, "intervals between quantiles into which a continuous target is cut")
-    ess: float | None = _option(0.3, "floor of the effective sample size, as a share of the rows; none: gamma = 1")
-    cap: float | None = _option(10.0, "largest weight that density gives, in units of its class's mean")
-    floor: float | None = _option(0.1, "least weight that density gives, in units of its class's mean")
-    class_mass: str = _option(
+    mode: str = option("weights", f"what to make: {', '.join(MODES)}")
+    size: int | None = option(None, "rows of an oversample or a subsample; by default twice, or ess times, the rows")
+    density: str = option("knn", f"how density is estimated: {', '.join(DENSITIES)}")
+    space: str = option("latent", f"where: {', '.join(SPACES)}")
+    within_class: bool = option(True, "measure density within each class, where there are labels")
+    label_kind: str | None = option(None, "of the labels: classes or continuous; by default read off them")
+    label_bins: int = option(10, "intervals between quantiles into which a continuous target is cut")
+    ess: float | None = option(0.3, "floor of the effective sample size, as a share of the rows; none: gamma = 1")
+    cap: float | None = option(10.0, "largest weight that density gives, in units of its class's mean")
+    floor: float | None = option(0.1, "least weight that density gives, in units of its class's mean")
+    class_mass: str = option(
         "tempered", f"mass of the classes: {', '.join(CLASS_MASS)}; tempered = as equal as ess allows"
     )
-    guard: float = _option(0.01, "rows whose anomaly p-value is at most this are never weighted up; 0 = no guard")
-    isolation_guard: float | None = _option(
+    guard: float = option(0.01, "rows whose anomaly p-value is at most this are never weighted up; 0 = no guard")
+    isolation_guard: float | None = option(
         2.0, "nor rows whose nearest neighbour is this many times farther than is usual around it; none = no guard"
     )
-    label_guard: float | None = _option(
+    label_guard: float | None = option(
         1.25, "nor rows that lie this many times nearer to another class than to their own; none = no guard"
     )
-    neighbours: int = _option(20, "knn: the neighbour whose distance measures density")
-    smoothing: int = _option(10, "knn: neighbours over whose densities a row's own is averaged; 0 = none")
-    clusters: int = _option(10, "clusters: how many, in each class; gmm: components at most")
-    bins: int = _option(10, "dbvae: bins of each latent dimension")
-    smoothing_alpha: float = _option(0.01, "dbvae: added to each bin's density, the paper's alpha")
-    combine: str = _option("product", f"dbvae: of the dimensions' densities: {', '.join(COMBINATIONS)}")
-    seed: int = _option(0, "seed of all draws")
+    neighbours: int = option(20, "knn: the neighbour whose distance measures density")
+    smoothing: int = option(10, "knn: neighbours over whose densities a row's own is averaged; 0 = none")
+    clusters: int = option(10, "clusters: how many, in each class; gmm: components at most")
+    bins: int = option(10, "dbvae: bins of each latent dimension")
+    smoothing_alpha: float = option(0.01, "dbvae: added to each bin's density, the paper's alpha")
+    combine: str = option("product", f"dbvae: of the dimensions' densities: {', '.join(COMBINATIONS)}")
+    seed: int = option(0, "seed of all draws")
 
     def __post_init__(self) -> None:
         choices = {
@@ -392,13 +303,13 @@ class ResampleConfig(Options):
         }  # fmt: skip
         for name, allowed in choices.items():
             value = getattr(self, name)
-            _check(value in allowed, name, f"be one of {', '.join(map(str, allowed))}", value)
+            check(value in allowed, name, f"be one of {', '.join(map(str, allowed))}", value)
         for name in ("neighbours", "clusters", "bins", "label_bins"):
-            _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
-        _check(_is_integer(self.smoothing, 0), "smoothing", "be an integer of at least 0", self.smoothing)
-        _check(self.size is None or _is_integer(self.size), "size", "be an integer of at least 1", self.size)
-        _check(isinstance(self.within_class, bool), "within_class", "be true or false", self.within_class)
-        _check(_is_integer(self.seed, 0) and self.seed < 2**63, "seed", "be an integer from 0 to 2^63 - 1", self.seed)
+            check(is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
+        check(is_integer(self.smoothing, 0), "smoothing", "be an integer of at least 0", self.smoothing)
+        check(self.size is None or is_integer(self.size), "size", "be an integer of at least 1", self.size)
+        check(isinstance(self.within_class, bool), "within_class", "be true or false", self.within_class)
+        check(is_integer(self.seed, 0) and self.seed < 2**63, "seed", "be an integer from 0 to 2^63 - 1", self.seed)
         rules: dict[str, Rule] = {
             "ess": (lambda v: 0 < v <= 1, "be a share of the rows above 0 and at most 1"),
             "cap": (lambda v: v >= 1, "be a number of at least 1, the mean"),
@@ -411,7 +322,7 @@ class ResampleConfig(Options):
         for name, (accept, rule) in rules.items():
             value = getattr(self, name)
             optional = name not in ("guard", "smoothing_alpha")
-            _check((value is None and optional) or (_is_number(value) and accept(value)), name, rule, value)
+            check((value is None and optional) or (is_number(value) and accept(value)), name, rule, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,24 +334,24 @@ class AuditConfig(Options):
         0.01
     """
 
-    level: float = _option(0.05, "share of audits of fair data in which anything may be found")
-    alpha: float = _option(0.05, "p-values up to this count as flagged")
-    bootstrap: int = _option(1000, "repetitions behind each interval")
-    fewest_rows: int = _option(50, "groups of fewer rows are not judged")
-    largest_ratio: float = _option(1.25, "ratios of rates up to this are not worth a finding, however certain")
-    cells: int = _option(20, "latent clusters whose masses are compared")
-    rarest: int = _option(3, "rarest regions described")
-    seed: int = _option(0, "seed of clusters and bootstrap")
+    level: float = option(0.05, "share of audits of fair data in which anything may be found")
+    alpha: float = option(0.05, "p-values up to this count as flagged")
+    bootstrap: int = option(1000, "repetitions behind each interval")
+    fewest_rows: int = option(50, "groups of fewer rows are not judged")
+    largest_ratio: float = option(1.25, "ratios of rates up to this are not worth a finding, however certain")
+    cells: int = option(20, "latent clusters whose masses are compared")
+    rarest: int = option(3, "rarest regions described")
+    seed: int = option(0, "seed of clusters and bootstrap")
 
     def __post_init__(self) -> None:
         for name in ("level", "alpha"):
             value = getattr(self, name)
-            _check(_is_number(value) and 0 < value < 1, name, "be a number between 0 and 1", value)
+            check(is_number(value) and 0 < value < 1, name, "be a number between 0 and 1", value)
         for name in ("bootstrap", "fewest_rows", "cells", "rarest"):
-            _check(_is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
-        ok = _is_number(self.largest_ratio) and self.largest_ratio >= 1
-        _check(ok, "largest_ratio", "be a number of at least 1", self.largest_ratio)
-        _check(_is_integer(self.seed, 0), "seed", "be an integer of at least 0", self.seed)
+            check(is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
+        ok = is_number(self.largest_ratio) and self.largest_ratio >= 1
+        check(ok, "largest_ratio", "be a number of at least 1", self.largest_ratio)
+        check(is_integer(self.seed, 0), "seed", "be an integer of at least 0", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,24 +363,24 @@ class ServeConfig(Options):
         '127.0.0.1'
     """
 
-    host: str = _option("127.0.0.1", "address to listen on; there is no authentication, so this machine alone")
-    port: int = _option(5000, "port to listen on")
-    workers: int = _option(1, "server processes")
-    max_bytes: int = _option(16 << 20, "bytes of a request's body at most; more is answered 413")
-    max_rows: int = _option(100_000, "rows of a request at most; more is answered 413")
-    timeout_s: float = _option(60.0, "seconds that scoring a request may take, waiting included; more is answered 504")
-    read_timeout_s: float = _option(30.0, "seconds that a client may take to send a request, or to take its answer")
-    concurrency: int | None = _option(None, "requests scored at once; by default one a core, at most 4")
-    queue: int = _option(64, "requests that may wait for one of these places; more are answered 503")
+    host: str = option("127.0.0.1", "address to listen on; there is no authentication, so this machine alone")
+    port: int = option(5000, "port to listen on")
+    workers: int = option(1, "server processes")
+    max_bytes: int = option(16 << 20, "bytes of a request's body at most; more is answered 413")
+    max_rows: int = option(100_000, "rows of a request at most; more is answered 413")
+    timeout_s: float = option(60.0, "seconds that scoring a request may take, waiting included; more is answered 504")
+    read_timeout_s: float = option(30.0, "seconds that a client may take to send a request, or to take its answer")
+    concurrency: int | None = option(None, "requests scored at once; by default one a core, at most 4")
+    queue: int = option(64, "requests that may wait for one of these places; more are answered 503")
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.host, str) and self.host.strip() != "", "host", "be an address", self.host)
-        ok = _is_integer(self.port) and self.port < 65536
-        _check(ok, "port", "be an integer from 1 to 65535", self.port)
+        check(isinstance(self.host, str) and self.host.strip() != "", "host", "be an address", self.host)
+        ok = is_integer(self.port) and self.port < 65536
+        check(ok, "port", "be an integer from 1 to 65535", self.port)
         for name, low in (("workers", 1), ("max_bytes", 1), ("max_rows", 1), ("concurrency", 1), ("queue", 0)):
             value = getattr(self, name)
-            ok = _is_integer(value, low) or (value is None and name == "concurrency")
-            _check(ok, name, f"be an integer of at least {low}", value)
+            ok = is_integer(value, low) or (value is None and name == "concurrency")
+            check(ok, name, f"be an integer of at least {low}", value)
         for name in ("timeout_s", "read_timeout_s"):
             value = getattr(self, name)
-            _check(_is_number(value) and value > 0, name, "be a number above 0", value)
+            check(is_number(value) and value > 0, name, "be a number above 0", value)

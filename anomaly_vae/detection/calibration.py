@@ -183,3 +183,41 @@ def discovery_cutoff(p_values: ArrayLike, counts: ArrayLike, *, q: float) -> flo
     p, c = p[order], c[order]
     passes = p * c.sum() <= q * np.cumsum(c) * (1 + 1e-12)
     return float(p[passes][-1]) if passes.any() else 0.0
+
+
+def judged(
+    calibration: Calibration,
+    scores: NDArray[np.float64],
+    groups: ArrayLike | None,
+    *,
+    alpha: float,
+    fdr: float | None,
+    k: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | float]:
+    """Return p-values (n,), and the threshold or that of each row, (n,).
+
+    Args:
+        calibration: Scores of held-out normal rows.
+        scores: Of the rows, (n,).
+        groups: Group of each row, (n,), if each is judged by its own.
+        alpha: False-alarm rate to flag at.
+        fdr: False discovery rate to flag under instead.
+        k: Posterior samples of the scores.
+    """
+    if groups is None:
+        p_values = calibration.p_values(scores, k=k)
+    else:
+        p_values = calibration.grouped_p_values(scores, groups, k=k)
+    cutoff = alpha if fdr is None else discovery_cutoff(*np.unique(p_values, return_counts=True), q=fdr)
+    if not cutoff:
+        return p_values, np.inf
+    if groups is None:
+        return p_values, calibration.threshold(cutoff, k=k)
+    if fdr is None:
+        return p_values, calibration.grouped_thresholds(groups, cutoff, k=k)
+    # a group of few calibration rows has no p-value this small, and so nothing to flag
+    names = named_groups(groups)
+    few = np.array([1 / (calibration.within(name).rows + 1) > cutoff * (1 + 1e-12) for name in names])
+    thresholds = np.full(len(names), np.inf)
+    thresholds[~few] = calibration.grouped_thresholds(names[~few], cutoff, k=k)
+    return p_values, thresholds

@@ -25,7 +25,7 @@ from ..options import Config, TrainConfig
 from . import artifact
 from .adaptive import MAX_K, LogLikelihoods, log_likelihoods
 from .attribution import attributions
-from .calibration import Calibration, discovery_cutoff, named_groups
+from .calibration import Calibration, judged
 from .image_scores import (
     fitted_density,
     heat_maps,
@@ -172,7 +172,7 @@ class Detector:
         if explain < 0:
             raise ConfigError(f"explain must be a number of columns from 0 up, got {explain!r}.")
         x = self.encode(frame, allow_missing=allow_missing)
-        out = self.score_encoded(x, alpha=alpha, fdr=fdr, k=k).set_axis(frame.index)
+        out = self.score_encoded(x, alpha=alpha, fdr=fdr, k=k, groups=groups).set_axis(frame.index)
         if explain:
             out["attributions"] = self._reasons(frame, x, k=self.config.k if k is None else k, top=explain)
         out = out.astype({"score_kind": object, "attributions": object})
@@ -183,14 +183,20 @@ class Detector:
         return out.assign(**dict(zip(LIKELIHOOD_COLUMNS, added, strict=True)))
 
     def score_encoded(
-        self, x: Tensor, *, alpha: float = 0.05, fdr: float | None = None, k: int | None = None
+        self,
+        x: Tensor,
+        *,
+        alpha: float = 0.05,
+        fdr: float | None = None,
+        k: int | None = None,
+        groups: ArrayLike | None = None,
     ) -> pd.DataFrame:
         """Score and judge rows that `encode` has returned, (n, m); without attributions. See `score_frame`."""
         _check_rates(alpha, fdr)
         k = self.config.k if k is None else k
         self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
         scores = self._scores(x, k)
-        p_values, threshold = self._judged(scores.value, groups, alpha=alpha, fdr=fdr, k=k)
+        p_values, threshold = judged(self.calibration, scores.value, groups, alpha=alpha, fdr=fdr, k=k)
         ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
         ess[np.isnan(scores.ess)] = pd.NA
         columns = (
@@ -199,29 +205,6 @@ class Detector:
         )  # fmt: skip
         out = pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
         return out.astype({"score_kind": object, "attributions": object})
-
-    def _judged(
-        self, scores: NDArray[np.float64], groups: ArrayLike | None, *, alpha: float, fdr: float | None, k: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | float]:
-        """Return p-values (n,), and the threshold or that of each row, (n,)."""
-        calibration = self.calibration
-        if groups is None:
-            p_values = calibration.p_values(scores, k=k)
-        else:
-            p_values = calibration.grouped_p_values(scores, groups, k=k)
-        cutoff = alpha if fdr is None else discovery_cutoff(*np.unique(p_values, return_counts=True), q=fdr)
-        if not cutoff:
-            return p_values, np.inf
-        if groups is None:
-            return p_values, self.threshold(cutoff, k=k)
-        if fdr is None:
-            return p_values, calibration.grouped_thresholds(groups, cutoff, k=k)
-        # a group of few calibration rows has no p-value this small, and so nothing to flag
-        names = named_groups(groups)
-        few = np.array([1 / (calibration.within(name).rows + 1) > cutoff * (1 + 1e-12) for name in names])
-        thresholds = np.full(len(names), np.inf)
-        thresholds[~few] = calibration.grouped_thresholds(names[~few], cutoff, k=k)
-        return p_values, thresholds
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
