@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
+from .models.conv import ImageVAE
 from .models.family import Model
 from .models.gradients import FlatParameters, WrittenOutGradient
 from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
@@ -203,6 +204,8 @@ def fit(
     flat.release()
     model.load_state_dict(state.best)
     model.eval()
+    if isinstance(model, ImageVAE):
+        model.accompany(x, seed=config.seed)
     if isinstance(model, VAE) and isinstance(config, TrainConfig) and config.companions:
         known = torch.cat([x, validation]) if state.weights is None else x
         model.accompany(known, classes=config.companions, seed=config.seed, weights=state.weights)

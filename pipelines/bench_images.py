@@ -251,7 +251,7 @@ def tables(rows: pd.DataFrame) -> list[Sheet]:
         for _, row in alarms.iterrows():
             interval = f"95 % {row.low:.2%} to {row.high:.2%} of the test images alone"
             sheet.notes.append(
-                f"seed {row.seed}: {row.auroc:.2%} false alarms, {interval}; {row.calibration_rows:.0f} calibration images"
+                f"seed {row.seed}: {row.auroc:.2%} false alarms, {interval}; {row.calibration_rows:.0f} calibrating"
             )
         sheets.append(sheet)
     return sheets

@@ -38,6 +38,7 @@ from ..errors import AnomalyVaeError, ArtifactError, OutputExistsError
 from ..models.conv import ImageVAE
 from ..models.family import IMAGE_FAMILIES, Model
 from ..models.mixture import ClassMixture
+from ..models.subspace import FEATURES, SubspaceMixture
 from ..models.vae import VAE
 from ..options import Config, ImageConfig, TrainConfig
 from .attribution import plain
@@ -224,6 +225,10 @@ def _of_images(facts: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Image
     _refuse_giants(config.blocks * config.channels**2 + config.latent, weights)
     with torch.random.fork_rng(devices=[]):
         model = IMAGE_FAMILIES[config.model](schema.shape, config)
+    for name in FEATURES:
+        if (first := f"companions.{name}.directions") in weights:
+            classes = len(weights[f"companions.{name}.log_weights"])
+            model.companions[name] = SubspaceMixture(*weights[first].shape, classes)
     return schema, config, model
 
 

@@ -29,15 +29,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.conv import ImageVAE
+from ..models.subspace import companion_statistics
 from .attribution import DEPENDENCE, LATENT, OTHERS
 from .complexity import compressed_nats
 from .scores import SCORES, Scores, densities_of, score_rows, split_scores
 from .statistics import StatisticsDensity
 
-STATISTICS = ("corrected", "kl", "complexity")
-"""What the default score looks at: the corrected bound, the KL term and the compressed length, each in nats."""
+STATISTICS = (
+    "corrected", "kl", "complexity", "pixel_density", "pixel_residual", "edge_density", "edge_residual",
+)  # fmt: skip
+"""What the default score looks at: the corrected bound, the KL term and the compressed length, in nats; then, for the
+companions of pixels and of edges, the log density within their subspace and the log of the energy left."""
 IMAGE_SCORES = ("statistics", "corrected", *(name for name in SCORES if name != "ensemble"))
-COMPONENTS = 5
+COMPONENTS = 3
 PIECE = 4096
 """Images looked at together, at most: what is kept of each is k numbers."""
 
@@ -58,7 +62,9 @@ def statistics(model: ImageVAE, x: Tensor, *, noise: Tensor) -> tuple[NDArray[np
         log_px, log_w = (t.numpy() for t in densities_of(model, part, noise))
         best = model.best(part).sum(1, dtype=torch.float64).numpy()
         lengths = np.broadcast_to(compressed_nats(part.numpy(), model.shape), log_px.shape)
-        of_samples = np.stack([log_w - best, log_px - log_w, lengths], -1)
+        beside = companion_statistics(model.companions, part, model.shape).numpy()
+        others = [np.broadcast_to(column, log_px.shape) for column in beside.T]
+        of_samples = np.stack([log_w - best, log_px - log_w, lengths, *others], -1)
         samples.append(of_samples)
         means.append(of_samples.mean(0))
     if not means:

@@ -32,6 +32,7 @@ from .fused import Rows
 from .networks import padded
 from .pixels import BRIGHTEST, PIXEL_LIKELIHOODS
 from .priors import PRIORS, Prior
+from .subspace import FEATURES, MOST_ROWS, SubspaceMixture, features_of
 from .vae import LOG_SCALE_BOUND
 
 SMALLEST_SIDE = 7
@@ -223,6 +224,7 @@ class ImageVAE(nn.Module):
 
     Attributes:
         columns: m.
+        companions: Mixtures of Gaussians of the pixels and of their edges; none before training.
 
     References:
         Kingma & Welling (2014), arXiv:1312.6114; Sohn, Lee & Yan (2015), Learning structured output representation
@@ -254,6 +256,7 @@ class ImageVAE(nn.Module):
         if self.embedding is not None:
             nn.init.zeros_(self.embedding.weight)
         self.prior: Prior = PRIORS[config.prior](self.latent)
+        self.companions = nn.ModuleDict()
 
     def given(self, classes: Tensor) -> GivenClasses:
         """Return the model of images of these classes, (n,), one of each row."""
@@ -330,6 +333,13 @@ class ImageVAE(nn.Module):
         z = self.prior.sample(n, generator)
         drawn = self.likelihood.sample(self.decoded(z, classes), generator)  # type: ignore[operator]
         return drawn.round().clamp(0, BRIGHTEST)
+
+    @torch.no_grad()
+    def accompany(self, x: Tensor, *, seed: int) -> None:
+        """Fit the companions, which the default score also looks at (see `subspace`), to training images (n, m)."""
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS]].cpu()
+        for name in FEATURES:
+            self.companions[name] = SubspaceMixture.fitted(features_of(name, x, self.shape), seed=seed)
 
     def scorer(self, precision: str | None = None) -> Scorer:
         """Return what scores with this model; `precision` is for tables and has no meaning here."""
