@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .options import AuditConfig, ImageConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "AnomalyDetector": "estimator",

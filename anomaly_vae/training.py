@@ -25,7 +25,7 @@ from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
 from .models.conv import ImageVAE
 from .models.family import Model
-from .models.gradients import FlatParameters, WrittenOutGradient
+from .models.gradients import FlatParameters, written_out
 from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
 from .models.threads import threads_worth
 from .models.vae import VAE, active_units
@@ -241,7 +241,7 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Te
     order = torch.cat([torch.randperm(n, generator=generator, device=x.device) for _ in range(passes)])
     batches = _drawn(model, x, order[: steps * size].split(size), config, generator)
     facts: list[tuple[Tensor, Tensor, Tensor]] = []
-    gradient = _written_out_gradient(model, config)
+    gradient = written_out(model, config.objective)
     for i in range(steps):
         beta, rate = schedule(first + i, plan.steps, config)
         for group in state.optimizer.param_groups:
@@ -256,12 +256,6 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Te
         state.optimizer.step()
     loss, kl, reconstruction = (torch.stack(part).mean() for part in zip(*facts, strict=True))
     return torch.stack([loss, reconstruction - kl, kl, reconstruction])
-
-
-def _written_out_gradient(model: Model, config: FitConfig) -> WrittenOutGradient | None:
-    if isinstance(model, VAE) and config.objective == "elbo" and WrittenOutGradient.serves(model):
-        return WrittenOutGradient(model)
-    return None
 
 
 def _autograd_step(

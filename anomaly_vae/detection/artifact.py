@@ -228,7 +228,7 @@ def _of_images(facts: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Image
     for name in FEATURES:
         if (first := f"companions.{name}.directions") in weights:
             classes = len(weights[f"companions.{name}.log_weights"])
-            model.companions[name] = SubspaceMixture(*weights[first].shape, classes)
+            model.companions[name] = SubspaceMixture(weights[first].shape[0], weights[first].shape[1], classes)
     return schema, config, model
 
 

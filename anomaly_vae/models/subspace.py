@@ -7,7 +7,7 @@ and the energy that the subspace leaves, are two of the statistics that the defa
 Shapes: n images, m levels each, D features, d dimensions of the subspace, K classes.
 
 References:
-    Tipping & Bishop (1999), Mixtures of probabilistic principal component analysers. DIFF: one subspace for all classes.
+    Tipping & Bishop (1999), Mixtures of probabilistic principal component analysers. DIFF: one subspace for all.
     Bruna & Mallat (2013), Invariant scattering convolution networks, arXiv:1203.1513 (the first layer, with the
     cheapest filters).
 """
@@ -111,7 +111,8 @@ class SubspaceMixture(nn.Module):
             covariance = (scatter + BORROWED * common) / (rows + BORROWED)[:, None, None] + left * torch.eye(d).double()
             lower = torch.linalg.cholesky(covariance)
             roots = torch.linalg.solve_triangular(lower, torch.eye(d).double().expand(k, d, d), upper=False)
-            self.log_weights, self.centers, self.roots = weights.log(), centers, roots
+            # laid out as a file lays them out: products of other layouts round otherwise
+            self.log_weights, self.centers, self.roots = weights.log(), centers.contiguous(), roots.contiguous()
             joint = self._joint(y)
             density = torch.logsumexp(joint, 1)
             shares = (joint - density[:, None]).exp()
@@ -191,7 +192,7 @@ def features_of(name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def companion_statistics(companions: nn.ModuleDict, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the statistics of all companions for images (n, m), (n, 2 for each), float64, in the order of `FEATURES`."""
+    """Return the statistics of all companions for images (n, m), (n, 2 for each), float64, as `FEATURES` has them."""
     parts = []
     for block in x.split(BLOCK):
         whole = torch.cat([block, block.new_zeros(BLOCK - len(block), block.shape[1])]) if len(block) < BLOCK else block

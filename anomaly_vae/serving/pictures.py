@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.image_source import FILE
 from ..detection.detector import Detector
 from ..errors import OutputExistsError
-from ..reporting.pictures import MOST_IMAGES, heat_map_pixels, image_sheet
+from ..reporting.pictures import MOST_IMAGES, Figure, heat_map_pixels, image_sheet
 
 SHEET = "sheet.png"
 SCALE = 4

@@ -162,13 +162,19 @@ FROZEN = {
         [10, 31, 29, 29, 32],
         39,
     ),
+    "format_3": (
+        "a654fbf9e5f8ddfe",
+        [24.782831800005415, 23.990731310819903, 23.249384974770216, 23.95773403560072, 23.381186883570845],
+        [8, 14, 29, 17, 28],
+        39,
+    ),
 }
 """Digest; of five rows the scores and ranks among the calibration rows when the files were saved; calibration rows."""
 
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_released_formats_stay_readable(name):
-    """Detectors in the repository as 0.1.0 and 0.2.0 wrote them: they load and score as they did then."""
+    """Detectors in the repository as 0.1.0, 0.2.0 and 0.3.0 wrote them: they load and score as they did then."""
     digest, scores, ranks, calibration_rows = FROZEN[name]
     frozen = Detector.load(Path(__file__).parent / name)
     rows = mixed_frame(5, seed=1).assign(when=pd.Timestamp("2024-01-03"))
