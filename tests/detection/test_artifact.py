@@ -82,7 +82,7 @@ TAMPERINGS = {
     "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json must be a JSON object"),
     "newer": (
         lambda f: change_config(f, lambda c: c.update(format_version=99, package_version="9.0")),
-        "must be of format 2 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
+        "must be of format 3 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
     ),
     "no version": (
         lambda f: change_config(f, lambda c: c.pop("format_version")),
