@@ -84,6 +84,7 @@ class Options:
         """Return a copy with `key=value` words applied; values are TOML, bare words are strings.
 
         Example:
+            >>> from anomaly_vae import TrainConfig
             >>> TrainConfig().updated(["latent=4", "score_kind=elbo"]).latent
             4
         """

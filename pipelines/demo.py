@@ -167,7 +167,9 @@ def images(folder: Path) -> Path:
     x, odd = np.round(digits.images * 255 / 16).astype(np.uint8), digits.target == OUTLIER
     known = np.random.default_rng(SEED).permutation(np.flatnonzero(~odd))
     learnt, tested = known[: len(known) * 2 // 3], np.concatenate([known[len(known) * 2 // 3 :], np.flatnonzero(odd)])
-    made = tracking.train_and_register(frame_of(x[learnt]), ImageConfig(seed=SEED), name="digits", source="sklearn")
+    made = tracking.train_and_register(
+        frame_of(x[learnt]), ImageConfig(seed=SEED, steps=600), name="digits", source="sklearn"
+    )
     frame = frame_of(x[tested]).assign(file=[f"{digits.target[i]}, number {i}" for i in tested])
     scores = made.detector.score_frame(frame_of(x[tested]))
     r = auroc_ap(odd[tested], scores["anomaly_score"])

@@ -37,6 +37,9 @@ from .vae import LOG_SCALE_BOUND
 
 SMALLEST_SIDE = 7
 """Sides are halved until none is longer."""
+SPLIT = 64
+"""A convolution is many products, each waited for: on small images a second thread gains little, and where cores are
+busy it costs a factor of ten. Only images of about 64 pixels a side and more get one."""
 WIDEST = 4
 """Channels of small images, as a multiple of those at full size."""
 GROUP = 16
@@ -153,9 +156,9 @@ class Frame:
         return maps[..., : self.shape[1], : self.shape[2]]
 
     def largest_product(self) -> int:
-        """Return the multiply-adds of the largest convolution, roughly."""
+        """Return the multiply-adds that count for threads: of the largest convolution, as the small products it is."""
         _, h, w = self.shape
-        return 9 * h * w * self.widths[0] ** 2
+        return 9 * h * w * self.widths[0] ** 2 // SPLIT
 
 
 class Encoder(nn.Module):
