@@ -351,7 +351,7 @@ def test_some_hundred_random_requests(service: Running, rows: pd.DataFrame, monk
 def test_a_full_queue_is_503_and_slow_scoring_504(registered: Any, rows: pd.DataFrame, tmp_path: Path) -> None:
     port = free_port()
     words = ["anomaly_vae.cli", "serve", registered.uri, "--port", str(port), "--concurrency", "1", "--queue", "1"]
-    body = json.dumps({**json.loads(good_request(pd.concat([rows] * 12))), "params": {"mc_se": 1e-9}})
+    body = json.dumps({**json.loads(good_request(pd.concat([rows] * 3))), "params": {"mc_se": 1e-9}})
     with running([*words, "--timeout-s", "0.4"], port, log=tmp_path / "log") as process:
         service = Running(port, tmp_path / "log", process)
         with ThreadPoolExecutor(8) as pool:
@@ -372,7 +372,7 @@ def _eventually(holds: Any, seconds: float = 60) -> None:
 def test_stopping_finishes_what_is_in_flight(registered: Any, rows: pd.DataFrame, tmp_path: Path) -> None:
     port = free_port()
     words = ["anomaly_vae.cli", "serve", registered.uri, "--port", str(port), "--concurrency", "1"]
-    body = json.dumps({**json.loads(good_request(pd.concat([rows] * 3))), "params": {"mc_se": 0.05}})
+    body = json.dumps({**json.loads(good_request(pd.concat([rows] * 3))), "params": {"mc_se": 0.005}})
     with running(words, port, log=tmp_path / "log") as process:
         service = Running(port, tmp_path / "log", process)
         with ThreadPoolExecutor(4) as pool:
