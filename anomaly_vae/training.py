@@ -23,7 +23,6 @@ from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
-from .models.conv import ImageVAE
 from .models.family import Model
 from .models.gradients import FlatParameters, written_out
 from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
@@ -91,6 +90,14 @@ class _State:
     best: dict[str, Tensor]
     history: list[Epoch]
     weights: Tensor | None = None
+
+    @classmethod
+    def fresh(cls, model: Model, config: FitConfig, weights: Tensor | None) -> _State:
+        flat = FlatParameters(list(model.parameters()))
+        rate, decay = config.learning_rate, config.weight_decay
+        optimizer = torch.optim.AdamW([flat.vector], lr=rate, weight_decay=decay, fused=True)
+        generator = torch.Generator(flat.vector.device).manual_seed(config.seed)
+        return cls(model, flat, optimizer, generator, {}, [], weights)
 
 
 @dataclass(frozen=True)
@@ -168,16 +175,7 @@ def fit(
     model.to(device).train()
     x, validation = x.to(device), validation[:VALIDATION_ROWS].to(device)
     plan, rows = _Plan.of(len(x), config), _Rows(x, validation)
-    flat = FlatParameters(list(model.parameters()))
-    state = _State(
-        model,
-        flat,
-        torch.optim.AdamW([flat.vector], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True),
-        torch.Generator(device).manual_seed(config.seed),
-        {},
-        [],
-        _normalised(weights, x) if isinstance(weights, Tensor) else None,
-    )
+    state = _State.fresh(model, config, _normalised(weights, x) if isinstance(weights, Tensor) else None)
     fingerprint = _fingerprint(rows, config, weights if callable(weights) else state.weights) if checkpoint else ""
     if checkpoint and checkpoint.exists():
         _restore(state, checkpoint, fingerprint)
@@ -201,14 +199,10 @@ def fit(
             advance(epoch)
             if on_epoch:
                 on_epoch(epoch)
-    flat.release()
+    state.flat.release()
     model.load_state_dict(state.best)
     model.eval()
-    if isinstance(model, ImageVAE):
-        model.accompany(x, seed=config.seed)
-    if isinstance(model, VAE) and isinstance(config, TrainConfig) and config.companions:
-        known = torch.cat([x, validation]) if state.weights is None else x
-        model.accompany(known, classes=config.companions, seed=config.seed, weights=state.weights)
+    model.accompany(x, held=validation, config=config, weights=state.weights)  # type: ignore[arg-type]
     _warn_of_collapse(state.history)
     return state.history
 

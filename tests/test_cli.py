@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from anomaly_vae.cli import main
+from tests.shell import run
 
 VERBS = ["train", "score", "explain", "serve", "schema", "evaluate", "calibrate", "info"]
 FAST = ["--set", "steps=100", "--set", "hidden=[16]", "--set", "latent=2"]
@@ -25,29 +24,6 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_"
     "OMP_NUM_THREADS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-
-
-@dataclass(frozen=True)
-class Done:
-    stdout: str
-    stderr: str
-
-
-def run(folder: Path, *words: object, code: int = 0) -> Done:
-    """Run a command in a folder, within this process: a process each would cost seconds of imports."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
-    (folder / "mlruns").mkdir(exist_ok=True)
-    try:
-        with contextlib.chdir(folder):
-            result = CliRunner().invoke(main, [str(word) for word in words])
-    finally:
-        mlflow.set_tracking_uri(before)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.stderr
-    return Done(result.stdout, result.stderr)
 
 
 def process(*words: object) -> list[str]:

@@ -190,14 +190,8 @@ class ImageSchema:
         if alike is not None:
             return self._encode_alike(alike)
         out = np.empty((len(cells), self.width_flat), dtype=np.uint8)
-        faults = []
-        good = 0
-        for i, row in enumerate(_each(self._encode_cell, cells)):
-            if isinstance(row, str):
-                faults.append((i, row))
-            else:
-                out[good] = row
-                good += 1
+        faults: list[Fault] = []
+        good = self._put(out, cells, faults)
         return out[:good], faults
 
     def encode_array(self, array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -256,13 +250,21 @@ class ImageSchema:
                     out[good : good + len(chunk)] = self._flat(quantised(chunk))
                     good += len(chunk)
                     continue
-            for i, row in enumerate(_each(self._encode_cell, chunk), start):
-                if isinstance(row, str):
-                    faults.append((i, row))
-                else:
-                    out[good] = row
-                    good += 1
+            good += self._put(out[good:], chunk, faults, start=start)
         return out[:good], faults
+
+    def _put(
+        self, out: NDArray[np.uint8], cells: Sequence[Any] | NDArray[Any], faults: list[Fault], *, start: int = 0
+    ) -> int:
+        """Write the cells that are images into the first rows, add the others to the faults; return how many are."""
+        good = 0
+        for i, row in enumerate(_each(self._encode_cell, cells), start):
+            if isinstance(row, str):
+                faults.append((i, row))
+            else:
+                out[good] = row
+                good += 1
+        return good
 
     def _flat(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Images (n, h, w) or (n, h, w, c) in this schema's channels, (n, c * h * w)."""

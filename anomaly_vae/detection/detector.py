@@ -292,7 +292,7 @@ class Detector:
     def heat_maps(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         """Return what each pixel of images costs beyond a perfect reconstruction, nats, (n, h, w).
 
-        Colours are added up. High where the model is surprised; a little below 0 where the image is one of its own.
+        Colours are added up. High where the model is surprised; never below 0, which is a perfect reconstruction.
 
         Args:
             frame: Images, n rows.

@@ -338,11 +338,18 @@ class ImageVAE(nn.Module):
         return drawn.round().clamp(0, BRIGHTEST)
 
     @torch.no_grad()
-    def accompany(self, x: Tensor, *, seed: int) -> None:
-        """Fit the companions, which the default score also looks at (see `subspace`), to training images (n, m)."""
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS]].cpu()
+    def accompany(self, x: Tensor, *, held: Tensor, config: ImageConfig, weights: Tensor | None = None) -> None:
+        """Fit the companions, which the default score also looks at (see `subspace`).
+
+        Args:
+            x: Training images, (n, m), levels.
+            held: Not used: the density of what the companions say is fitted to these, so they must not have seen them.
+            config: The seed of the draw and of the starts.
+            weights: Not used.
+        """
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed))[:MOST_ROWS]].cpu()
         for name in FEATURES:
-            self.companions[name] = SubspaceMixture.fitted(features_of(name, x, self.shape), seed=seed)
+            self.companions[name] = SubspaceMixture.fitted(features_of(name, x, self.shape), seed=config.seed)
 
     def scorer(self, precision: str | None = None) -> Scorer:
         """Return what scores with this model; `precision` is for tables and has no meaning here."""

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
@@ -181,21 +181,23 @@ FEATURES = {"pixels": pixel_features, "edges": edge_energies}
 """What the companions of a model of images look at."""
 
 
+def _blocks(x: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Yield blocks of one size, the last one padded, and how many of their rows are rows."""
+    for block in x.split(BLOCK):
+        missing = BLOCK - len(block)
+        yield (torch.cat([block, block.new_zeros(missing, block.shape[1])]) if missing else block), len(block)
+
+
 def features_of(name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the features of images (n, m), computed block by block, the last one padded."""
-    parts = []
-    for block in x.split(BLOCK):
-        whole = torch.cat([block, block.new_zeros(BLOCK - len(block), block.shape[1])]) if len(block) < BLOCK else block
-        parts.append(FEATURES[name](whole, shape)[: len(block)])
-    return torch.cat(parts)
+    return torch.cat([FEATURES[name](block, shape)[:kept] for block, kept in _blocks(x)])
 
 
 @torch.inference_mode()
 def companion_statistics(companions: nn.ModuleDict, x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the statistics of all companions for images (n, m), (n, 2 for each), float64, as `FEATURES` has them."""
     parts = []
-    for block in x.split(BLOCK):
-        whole = torch.cat([block, block.new_zeros(BLOCK - len(block), block.shape[1])]) if len(block) < BLOCK else block
-        found = [companions[name].statistics(made(whole, shape)) for name, made in FEATURES.items()]  # type: ignore[operator]
-        parts.append(torch.cat(found, 1)[: len(block)])
+    for block, kept in _blocks(x):
+        found = [companions[name].statistics(made(block, shape)) for name, made in FEATURES.items()]  # type: ignore[operator]
+        parts.append(torch.cat(found, 1)[:kept])
     return torch.cat(parts) if parts else torch.empty(0, 2 * len(FEATURES), dtype=torch.float64)

@@ -123,24 +123,25 @@ class VAE(nn.Module):
             return [job(mixture) for mixture in mixtures]
         return side_by_side(lambda i: job(mixtures[i]), len(mixtures))
 
-    def accompany(self, x: Tensor, *, classes: Sequence[int], seed: int, weights: Tensor | None = None) -> None:
+    def accompany(self, x: Tensor, *, held: Tensor, config: TrainConfig, weights: Tensor | None = None) -> None:
         """Fit the companions: for each number of classes one mixture on the plain scale and one on bent scales.
 
         Where there are no continuous columns there is nothing to bend, and one mixture for each.
 
         Args:
             x: Training rows, encoded, (n, m).
-            classes: Numbers of classes.
-            seed: Of the starts.
-            weights: Weight of each row, (n,).
+            held: Rows that only decided when to stop, (v, m): without weights they are as good as training rows.
+            config: Numbers of classes, and the seed of the starts.
+            weights: Weight of each training row, (n,).
         """
+        x = x if weights is not None else torch.cat([x, held])
         bends = (False, True) if any(column.kind == "continuous" for column in self.described) else (False,)
-        fits = [(k, bent) for k in classes for bent in bends]
+        fits = [(k, bent) for k in config.companions for bent in bends]
         x, weights = x.cpu(), None if weights is None else weights.cpu()
 
         def fitted(i: int) -> ClassMixture:
             k, bent = fits[i]
-            return ClassMixture.fitted(self.described, x, classes=k, seed=seed + i, bent=bent, weights=weights)
+            return ClassMixture.fitted(self.described, x, classes=k, seed=config.seed + i, bent=bent, weights=weights)
 
         self.companions = nn.ModuleList(side_by_side(fitted, len(fits)))
 

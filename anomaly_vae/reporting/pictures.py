@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..errors import ShapeError
 from .figures import INK
 
-COLOURS = "RdBu_r"
-"""Red where a pixel costs nats, blue where it saves some, white at none."""
+COLOURS = "Reds"
+"""White where a pixel is reconstructed perfectly, the redder the more nats it costs."""
 MOST_IMAGES = 24
 _PANELS = ("image", "reconstruction", "nats per pixel")
 
@@ -47,7 +46,7 @@ def image_sheet(
     figure = Figure(figsize=(1.55 * 3 * across + 0.9, 1.78 * lines + 0.9), layout="constrained", facecolor="white")
     figure.suptitle(title, color=INK, fontsize=11)
     axes = figure.subplots(lines, 3 * across, squeeze=False)
-    norm = _norm(heat_maps[:n])
+    largest = full_red(heat_maps[:n])
     drawn = None
     for place, panel in enumerate(axes.reshape(-1, 3)):
         for axis in panel:
@@ -56,7 +55,7 @@ def image_sheet(
             continue
         panel[0].imshow(_shown(images[place]), cmap="gray", vmin=0, vmax=255)
         panel[1].imshow(_shown(reconstructions[place]), cmap="gray", vmin=0, vmax=255)
-        drawn = panel[2].imshow(heat_maps[place], cmap=COLOURS, norm=norm)
+        drawn = panel[2].imshow(heat_maps[place], cmap=COLOURS, vmin=0, vmax=largest)
         panel[0].set_title(captions[place], fontsize=7.5, color=INK, loc="left")
         if place < across:
             for axis, name in zip(panel[1:], _PANELS[1:], strict=True):
@@ -74,13 +73,13 @@ def heat_map_pixels(heat_map: NDArray[np.float64], *, largest: float) -> NDArray
         heat_map: Nats of each pixel, (h, w).
         largest: Nats that are drawn in full red; the same for all images that are to be compared.
     """
-    scaled = 0.5 + 0.5 * np.clip(heat_map / max(largest, 1e-12), -1, 1)
+    scaled = np.clip(heat_map / largest, 0, 1)
     return (colormaps[COLOURS](scaled)[..., :3] * 255).round().astype(np.uint8)
 
 
-def _norm(heat_maps: NDArray[np.float64]) -> TwoSlopeNorm:
-    largest = max(float(np.quantile(np.abs(heat_maps), 0.995)), 1e-9)
-    return TwoSlopeNorm(0.0, -largest, largest)
+def full_red(heat_maps: NDArray[np.float64]) -> float:
+    """Return the nats that are drawn in full red: more than all but a few pixels of heat maps (n, h, w) cost."""
+    return max(float(np.quantile(heat_maps, 0.995)), 1e-9)
 
 
 def _shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from PIL import Image
 from ..data.image_source import FILE
 from ..detection.detector import Detector
 from ..errors import OutputExistsError
-from ..reporting.pictures import MOST_IMAGES, Figure, heat_map_pixels, image_sheet
+from ..reporting.pictures import MOST_IMAGES, Figure, full_red, heat_map_pixels, image_sheet
 
 SHEET = "sheet.png"
 SCALE = 4
@@ -36,7 +36,7 @@ def sheet(detector: Detector, frame: pd.DataFrame) -> Figure:
     scores = detector.score_frame(images, alpha=_least(detector))
     names = frame[FILE] if FILE in frame.columns else frame.index
     captions = [
-        f"{str(name)[-28:]}  {score:.0f} nats, p = {p:.2g}"
+        f"{str(name)[-28:]}\n{score:.0f} nats, p = {p:.2g}"
         for name, score, p in zip(names, scores["anomaly_score"], scores["p_value"], strict=True)
     ]
     pixels = detector.pixels(images)
@@ -63,11 +63,12 @@ def write_pictures(detector: Detector, frame: pd.DataFrame, folder: Path, *, ove
             f"a folder of pictures must be new, got {str(folder)!r} with a {SHEET}. Use --overwrite to replace it.",
             path=folder,
         )
+    drawn = sheet(detector, frame)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / SHEET]
-    sheet(detector, frame).savefig(written[0], dpi=150)
+    drawn.savefig(written[0], dpi=150)
     maps = detector.heat_maps(frame.drop(columns=FILE, errors="ignore"))
-    largest = float(np.quantile(np.abs(maps), 0.995)) if maps.size else 1.0
+    largest = full_red(maps)
     names = frame[FILE] if FILE in frame.columns else frame.index
     for rank, (name, heat) in enumerate(zip(names, maps, strict=True), 1):
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(str(name)).stem)[:60]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 from pathlib import Path
@@ -12,30 +11,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from anomaly_vae import Detector
-from anomaly_vae.cli import main
 from anomaly_vae.data.images import frame_of, png_of
 from anomaly_vae.serving import flavor
 from tests.conftest import digit_images
+from tests.shell import run
 
 FAST = ["--set", "steps=60", "--set", "channels=16", "--set", "latent=4", "--set", "calibration_k=[1, 4]"]
-
-
-def run(folder: Path, *words: object, code: int = 0):
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
-    (folder / "mlruns").mkdir(exist_ok=True)
-    try:
-        with contextlib.chdir(folder):
-            result = CliRunner().invoke(main, [str(word) for word in words])
-    finally:
-        mlflow.set_tracking_uri(before)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.stderr
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +78,14 @@ def test_the_strangest_are_pictured(place: Path) -> None:
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 20
     again = run(place, "explain", "models:/digits/1", "photos", "--out", "strange", code=2)
     assert "--overwrite" in again.stderr
+
+
+def test_pictures_of_a_table_are_refused_and_nothing_is_left(place: Path) -> None:
+    pd.DataFrame({"a": range(300), "b": np.random.default_rng(0).normal(size=300)}).to_csv(place / "t.csv", index=False)
+    run(place, "train", "t.csv", "--name", "table", "--set", "steps=20", "--set", "companions=[]")
+    refused = run(place, "explain", "models:/table/1", "t.csv", "--out", "left", code=2)
+    assert "detector of images" in refused.stderr
+    assert not (place / "left").exists()
 
 
 def test_a_labelled_array_is_trained_on_and_evaluated(place: Path) -> None:
