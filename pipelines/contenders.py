@@ -33,7 +33,7 @@ OURS = "anomaly_vae"
 Rows = NDArray[np.float64]
 
 # The layering of the rooms keeps a score from depending on what is above the estimator.
-NO_SCORE_DEPENDS_ON = ("cli.py", "serving", "reporting")
+NO_SCORE_DEPENDS_ON = ("cli", "serving", "reporting")
 
 
 class Model(Protocol):

@@ -18,10 +18,10 @@ PIPELINES = sorted((ROOT / "pipelines").rglob("*.py"))
 DOORS = {
     "uvicorn": ("anomaly_vae/serving/server.py",),
     "h11": ("anomaly_vae/serving/server.py",),
-    "mlflow": ("anomaly_vae/serving/", "anomaly_vae/cli.py", "pipelines/"),
+    "mlflow": ("anomaly_vae/serving/", "anomaly_vae/cli/", "pipelines/"),
     "matplotlib": ("anomaly_vae/reporting/",),
     "jinja2": ("anomaly_vae/reporting/",),
-    "click": ("anomaly_vae/cli.py", "pipelines/"),
+    "click": ("anomaly_vae/cli/", "pipelines/"),
     "pyspark": ("anomaly_vae/serving/spark.py",),
 }
 """Which rooms may import a library; elsewhere it is not to be found, lazily or not."""

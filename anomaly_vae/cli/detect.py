@@ -1,109 +1,28 @@
-"""The `anomaly-vae` command: one verb a command, no logic.
-
-What costs seconds to import (torch, pandas, mlflow) is imported inside the verbs, so that `--help` is instant.
-"""
+"""The verbs of detection: train, calibrate, score, explain, evaluate."""
 
 # ruff: noqa: D301 - click reads the backspace in a docstring as "keep these lines apart"
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
-import os
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import AnomalyVaeError, ConfigError, SchemaError, redacted
-from .options import ImageConfig, ScoreConfig, ServeConfig, TrainConfig
-from .reporting import terminal
+from ..errors import ConfigError
+from ..options import ImageConfig, ScoreConfig, TrainConfig
+from ..reporting import terminal
+from .shell import as_json, column_of, print_json, registered_facts, short, tell_unreadable, without
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .data.image_source import ImageError
-    from .serving.tracking import Registered
-
-DONE, UNEXPECTED, CALLERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 EXPLAINED_COLUMNS = 8
 
 
-class _Verbs(click.Group):
-    """Turns what goes wrong into one line and an exit code."""
-
-    stack_wanted = False
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command line and leave with its exit code, also when called from Python."""
-        kwargs["standalone_mode"] = False
-        with warnings.catch_warnings():
-            terminal.tidy_warnings()
-            sys.exit(self._run(*args, **kwargs))
-
-    def _run(self, *args: Any, **kwargs: Any) -> int:
-        try:
-            code = super().main(*args, **kwargs)
-            return code if isinstance(code, int) else DONE
-        except click.ClickException as error:
-            error.show()
-            return CALLERS_MISTAKE
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("Interrupted.", err=True)
-            return INTERRUPTED
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader is gone; nothing more can be said
-            return UNEXPECTED
-        except Exception as error:
-            if self.stack_wanted:
-                click.echo(redacted(traceback.format_exc()), err=True, nl=False)
-            if isinstance(error, AnomalyVaeError):
-                click.echo(redacted(f"Error: {error}"), err=True)
-                return CALLERS_MISTAKE
-            hint = "" if self.stack_wanted else " (`anomaly-vae --traceback ...` or ANOMALY_VAE_DEBUG=1 shows where)"
-            click.echo(redacted(f"Unexpected {type(error).__name__}: {_one_line(error)}{hint}"), err=True)
-            return UNEXPECTED
-
-
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="anomaly-vae")
-@click.option("--traceback", is_flag=True, envvar="ANOMALY_VAE_DEBUG", help="Show where an error came from.")
-def main(traceback: bool) -> None:
-    """Learn the density of a table, or of images, flag what is too improbable, and say why.
-
-    \b
-    Example:
-      anomaly-vae train normal.csv --name pumps
-      anomaly-vae score models:/pumps@champion today.parquet scored.parquet
-      anomaly-vae explain models:/pumps@champion today.parquet
-      anomaly-vae train photos/ --name castings
-    """
-    _Verbs.stack_wanted = traceback
-
-
-def _options_of(kind: type[Any]) -> Callable[[Any], Any]:
-    """One option for each setting of a verb, with its default and its text."""
-    types = {"str": str, "int": int, "float": float}
-
-    def decorate(command: Any) -> Any:
-        for setting in reversed(dataclasses.fields(kind)):
-            option, text, default = setting.name.replace("_", "-"), setting.metadata["help"], setting.default
-            facts = {"default": default, "show_default": default is not None, "help": f"{text[0].upper()}{text[1:]}."}
-            command = click.option(f"--{option}", type=types[str(setting.type).partition(" ")[0]], **facts)(command)
-        return command
-
-    return decorate
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
-
-
-@main.command(short_help="Train a detector and register it.")
+@click.command(short_help="Train a detector and register it.")
 @click.argument("data", type=click.Path())
 @click.option("--name", required=True, help="Name in the registry; each training adds a version.")
 @click.option(
@@ -126,8 +45,8 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
       anomaly-vae train normal.csv --name pumps --set latent=8
       anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
     """
-    from .data.rows import labels
-    from .serving import streams, tracking
+    from ..data.rows import labels
+    from ..serving import streams, tracking
 
     tracking.check_name(name)
     kind: type[TrainConfig] | type[ImageConfig] = ImageConfig if streams.holds_images(data) else TrainConfig
@@ -139,14 +58,14 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         read = streams.read_images(data, label=label, size=config.height_width)
     else:
         read = streams.read_all(data)
-    frame = _without(read.frame, given["drop"])
+    frame = without(read.frame, given["drop"])
     if label:
-        truth, frame = labels(_column(frame, label)), _without(frame, [label])
+        truth, frame = labels(column_of(frame, label)), without(frame, [label])
     if isinstance(config, TrainConfig):
         # A schema printed for the whole table names the label and dropped columns too.
         kinds = {column: kind for column, kind in config.columns.items() if column not in {*given["drop"], label}}
         config = TrainConfig.from_mapping({**config.to_dict(), "columns": kinds})
-    _tell_unreadable(read.errors)
+    tell_unreadable(read.errors)
     checkpoint = tracking.checkpoint_path(name, frame, config, truth)
     if checkpoint.exists():
         click.echo("Resuming the training that was interrupted.", err=True)
@@ -162,10 +81,10 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         )
     except KeyboardInterrupt:
         if checkpoint.exists():
-            click.echo(f"\nThe checkpoint stands at {_short(checkpoint)}: repeat the command to go on.", err=True)
+            click.echo(f"\nThe checkpoint stands at {short(checkpoint)}: repeat the command to go on.", err=True)
         raise
     if as_json:
-        _print_json(_registered_facts(made))
+        print_json(registered_facts(made))
         return
     assert made.fit is not None
     click.echo(terminal.training_lines(made.fit, made.detector))
@@ -175,7 +94,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     click.echo(made.uri)
 
 
-@main.command(short_help="Score a file into a file.")
+@click.command(short_help="Score a file into a file.")
 @click.argument("model_uri")
 @click.argument("input", type=click.Path())
 @click.argument("output", type=click.Path())
@@ -206,8 +125,8 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
     if given["alpha"] is not None and given["fdr"] is not None:
         raise ConfigError("a job must be flagged by --alpha or by --fdr, got both. Drop one.")
     config = ScoreConfig.from_mapping({name: value for name, value in given.items() if value is not None})
-    from .serving import tracking
-    from .serving.batch import score_file
+    from ..serving import tracking
+    from ..serving.batch import score_file
 
     model = tracking.load(model_uri)
     with terminal.counting_rows() as on_rows:
@@ -218,7 +137,7 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
     rate = done.rows / max(done.seconds, 1e-9)
     if as_json:
         paths = {"path": str(done.path), "errors": done.errors and str(done.errors)}
-        _print_json({**vars(done), **paths, "rows_per_second": rate, "model": model.uri})
+        print_json({**vars(done), **paths, "rows_per_second": rate, "model": model.uri})
         return
     doubtful = f" {done.unreliable:,} scores are unreliable (effective sample size under 5)." if done.unreliable else ""
     if done.unreached:
@@ -232,7 +151,7 @@ def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) 
         click.echo(f"{done.unreadable:,} images could not be read; {done.errors} says why.", err=True)
 
 
-@main.command(short_help="Say why the strangest rows are strange.")
+@click.command(short_help="Say why the strangest rows are strange.")
 @click.argument("model_uri")
 @click.argument("input", type=click.Path())
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows, strangest first.")
@@ -251,72 +170,30 @@ def explain(model_uri: str, input: str, top: int, out: str | None, overwrite: bo
       anomaly-vae explain models:/pumps@champion today.parquet --top 3
       anomaly-vae explain models:/castings@champion photos/ --top 12 --out strange/
     """
-    from .serving import tracking
-    from .serving.batch import strangest, strangest_rows
+    from ..serving import tracking
+    from ..serving.batch import strangest, strangest_rows
 
     model = tracking.load(model_uri)
     detector = model.detector
     if out is not None:
-        from .serving.pictures import write_pictures
+        from ..serving.pictures import write_pictures
 
         found = strangest(detector, input, top=top, schema=detector.schema)
         written = write_pictures(detector, found, Path(out), overwrite=overwrite)
         if as_json:
-            _print_json({"sheet": str(written[0]), "heat_maps": list(map(str, written[1:]))})
+            print_json({"sheet": str(written[0]), "heat_maps": list(map(str, written[1:]))})
         else:
             click.echo(f"The {len(found)} strangest images, what was expected and what cost the nats: {written[0]}")
         return
     scores = strangest_rows(detector, input, top=top, columns=EXPLAINED_COLUMNS, schema=detector.schema)
     if as_json:
-        _print_json([_explained(row, scores.loc[row]) for row in scores.index])
+        print_json([_explained(row, scores.loc[row]) for row in scores.index])
         return
     for row in scores.index:
         terminal.print_explanation(_explained(row, scores.loc[row]))
 
 
-@main.command(short_help="Answer scoring requests over HTTP.")
-@click.argument("model_uri")
-@_options_of(ServeConfig)
-def serve(model_uri: str, **given: Any) -> None:
-    """Answer scoring requests over HTTP until stopped: the formats and answers of `mlflow models serve`, with limits.
-
-    \b
-    Example:
-      anomaly-vae serve models:/pumps@champion --port 5001
-      curl http://127.0.0.1:5001/invocations -H 'Content-Type: text/csv' --data-binary @today.csv
-    """
-    config = ServeConfig.from_mapping(given)
-    from .serving import server, tracking
-
-    bound = server.listening(config.host, config.port)
-    model = tracking.load(model_uri)  # a model that cannot be loaded is better refused here than in every worker
-    if sys.stderr.isatty():
-        click.echo(f"Serving {model.uri} at http://{config.host}:{config.port}/invocations; Ctrl-C stops it.", err=True)
-    server.serve(model.detector, model.uri, config, bound)
-
-
-@main.command(short_help="Print what the columns were taken for, as TOML.")
-@click.argument("data", type=click.Path())
-@as_json
-def schema(data: str, as_json: bool) -> None:
-    """Print what the columns of DATA were taken for, as TOML to edit and give to `train --config`.
-
-    \b
-    Example:
-      anomaly-vae schema normal.csv > pumps.toml
-      anomaly-vae train normal.csv --name pumps --config pumps.toml
-    """
-    from .data.rows import read_table
-    from .data.schema import Schema
-
-    inferred = Schema.fit(read_table(data))
-    if as_json:
-        _print_json(inferred.to_dict())
-    else:
-        click.echo(inferred.to_toml(), nl=False)
-
-
-@main.command(short_help="Compare scores with labels.")
+@click.command(short_help="Compare scores with labels.")
 @click.argument("model_uri")
 @click.argument("data", type=click.Path())
 @click.option("--label", required=True, help="Column that is true or 1 for anomalous rows.")
@@ -330,15 +207,15 @@ def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
     Example:
       anomaly-vae evaluate models:/pumps@champion labelled.csv --label failed
     """
-    from .serving import tracking
-    from .serving.batch import evaluate_file
+    from ..serving import tracking
+    from ..serving.batch import evaluate_file
 
     model = tracking.load(model_uri)
     with terminal.counting_rows() as on_rows:
         result = evaluate_file(model.detector, data, label, schema=model.detector.schema, on_rows=on_rows)
     if as_json:
         parts = {name: getattr(result, name).to_dict() for name in ("ranking", "false_alarms", "detections")}
-        _print_json({**parts, "alpha": result.alpha, "model": model.uri})
+        print_json({**parts, "alpha": result.alpha, "model": model.uri})
         return
     click.echo(terminal.ranking_lines(result.ranking))
     click.echo(
@@ -347,7 +224,7 @@ def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
     click.echo(f"found              {terminal.rate(result.detections)} of the anomalous rows")
 
 
-@main.command(short_help="Set thresholds anew, without training.")
+@click.command(short_help="Set thresholds anew, without training.")
 @click.argument("model_uri")
 @click.argument("data", type=click.Path())
 @as_json
@@ -360,68 +237,18 @@ def calibrate(model_uri: str, data: str, as_json: bool) -> None:
     Example:
       anomaly-vae calibrate models:/pumps@champion normal_october.parquet
     """
-    from .serving import streams, tracking
+    from ..serving import streams, tracking
 
     model = tracking.load(model_uri)
     read = streams.read_all(data, model.detector.schema)
-    _tell_unreadable(read.errors)
+    tell_unreadable(read.errors)
     made = tracking.recalibrate_and_register(model.uri, read.frame)
     if as_json:
-        _print_json(_registered_facts(made))
+        print_json(registered_facts(made))
         return
     click.echo(f"{model.uri} calibrated anew with {made.detector.calibration.rows:,} rows.")
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
-
-
-@main.command(short_help="Say what a model is.")
-@click.argument("model_uri")
-@as_json
-def info(model_uri: str, as_json: bool) -> None:
-    """Say what a model is: columns, score, calibration, settings.
-
-    \b
-    Example:
-      anomaly-vae info models:/pumps@champion
-    """
-    from .serving import tracking
-
-    model = tracking.load(model_uri)
-    facts = {"uri": model.uri, **model.detector.describe()}
-    if as_json:
-        _print_json(facts)
-    else:
-        terminal.print_facts(facts)
-
-
-def _without(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    for name in columns:
-        _column(frame, name)
-    return frame.drop(columns=list(columns))
-
-
-def _column(frame: pd.DataFrame, name: str) -> pd.Series:
-    if name not in frame.columns:
-        near = difflib.get_close_matches(name, list(frame.columns), n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(map(repr, frame.columns[:8]))}."
-        raise SchemaError(f"a named column must be in the table, got {name!r}. {hint}", column=name)
-    return frame[name]
-
-
-def _tell_unreadable(errors: Sequence[ImageError]) -> None:
-    for error in errors[: terminal.MAX_WARNINGS]:
-        click.echo(f"Warning: left out: {error}", err=True)
-    if len(errors) > terminal.MAX_WARNINGS:
-        click.echo(f"Warning: {len(errors) - terminal.MAX_WARNINGS} more images are left out.", err=True)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _registered_facts(made: Registered) -> dict[str, Any]:
-    ranking = made.ranking.to_dict() if made.ranking else None
-    return {"uri": made.uri, "run_id": made.run_id, "champion": made.champion, "ranking": ranking}
 
 
 def _explained(row: Any, scores: pd.Series) -> dict[str, Any]:
@@ -432,16 +259,3 @@ def _explained(row: Any, scores: pd.Series) -> dict[str, Any]:
         "is_anomaly": bool(scores["is_anomaly"]),
         "attributions": json.loads(scores["attributions"]),
     }
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "without a message."
-
-
-if __name__ == "__main__":
-    main()
