@@ -57,6 +57,10 @@ class FitConfig(Options):
     seed: int = option(0, "seed of the split, the weights, the batches and the score's noise")
     device: str = option("auto", f"where to compute: {', '.join(DEVICES)}")
 
+    def steps_for(self, rows: int) -> int:
+        """Return the optimiser steps of a training on so many rows."""
+        return self.steps or min(max(2000, 3 * math.ceil(rows / self.batch_size)), 20_000)
+
     def calibration_share(self, rows: int) -> float:
         """Return the share of the rows to hold out for calibration.
 
@@ -194,10 +198,11 @@ class ImageConfig(FitConfig):
     model: str = option("vae", f"the network: {', '.join(IMAGE_MODELS)}")
     pixels: str = option("continuous_bernoulli", f"likelihood of pixels: {', '.join(PIXELS)}")
     latent: int = option(32, "latent width; of a ladder, of the vector above its maps")
-    channels: int = option(32, "channels of the widest images; each halving of the sides doubles them, up to fourfold")
+    channels: int = option(16, "channels of the widest images; each halving of the sides doubles them, up to fourfold")
     blocks: int = option(1, "residual blocks at each size")
     k: int = option(4, "posterior samples per image when scoring, one of calibration_k")
     calibration_k: tuple[int, ...] = option((1, 4, 16), "numbers of samples to calibrate for")
+    steps: int | None = option(None, "optimiser steps; by default 1000, or two passes over the images, at most 20000")
     batch_size: int = option(128, "images per optimiser step")
     learning_rate: float = option(2e-3, "AdamW's step size, cosine-annealed to a twentieth")
     mixed_precision: bool = option(True, "train the layers in bfloat16 where the processor multiplies it faster")
@@ -209,6 +214,10 @@ class ImageConfig(FitConfig):
         self._check_integer_lists("size")
         check(len(self.size) in (0, 2), "size", "be empty or [height, width]", self.size)
         self._check_flags("mixed_precision")
+
+    def steps_for(self, rows: int) -> int:
+        """Return the optimiser steps of a training on so many images."""
+        return self.steps or min(max(1000, 2 * math.ceil(rows / self.batch_size)), 20_000)
 
     @property
     def height_width(self) -> tuple[int, int] | None:

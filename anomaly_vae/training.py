@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
+from .models.devices import resolve_device
 from .models.family import Model
 from .models.gradients import FlatParameters, written_out
 from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
@@ -119,25 +120,11 @@ class _Plan:
     def of(cls, n: int, config: FitConfig) -> _Plan:
         one_pass = math.ceil(n / config.batch_size)
         longest = max(250, LONGEST_EPOCH // config.batch_size)
-        return cls(config.steps or min(max(2000, 3 * one_pass), 20_000), min(max(one_pass, 25), longest))
+        return cls(config.steps_for(n), min(max(one_pass, 25), longest))
 
     @property
     def epochs(self) -> int:
         return math.ceil(self.steps / self.steps_per_epoch)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device for a `TrainConfig.device`.
-
-    Raises:
-        ConfigError: The device is not there.
-    """
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if present[d]))
-    if not present[name]:
-        raise ConfigError(f"device must be one that is present, got {name!r}. Use auto or cpu.", device=name)
-    return torch.device(name)
 
 
 def fit(

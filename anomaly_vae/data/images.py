@@ -217,6 +217,11 @@ class ImageSchema:
         cells = pd.Series([png_of(image) for image in self.pixels(x)], dtype=object)
         return pd.DataFrame({self.column: cells})
 
+    def described(self) -> list[dict[str, Any]]:
+        """Return what is known of the column of images, JSON-able, for people."""
+        size = f"{self.height} x {self.width} x {self.channels}"
+        return [{"name": self.names[0], "kind": "image", "dtype": "bytes", "reason": size}]
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able facts; `from_dict` is the inverse."""
         return {"kind": self.kind, **asdict(self)}

@@ -181,6 +181,10 @@ class Schema:
         cells = {c.name: decode_cells(np.asarray(x)[:, j], c) for j, c in enumerate(self.modelled)}
         return pd.DataFrame(cells)
 
+    def described(self) -> list[dict[str, Any]]:
+        """Return what is known of each column, JSON-able, for people."""
+        return [{"name": c.name, "kind": c.kind, "dtype": c.dtype, "reason": c.reason} for c in self.columns]
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able facts; `from_dict` is the inverse."""
         return {"columns": [{**asdict(c), "categories": list(c.categories)} for c in self.columns]}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import CalibrationError, ShapeError
+from ..errors import CalibrationError, ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -221,3 +221,14 @@ def judged(
     thresholds = np.full(len(names), np.inf)
     thresholds[~few] = calibration.grouped_thresholds(names[~few], cutoff, k=k)
     return p_values, thresholds
+
+
+def check_rates(alpha: float, fdr: float | None) -> None:
+    """Check a promised false-alarm rate and a false discovery rate.
+
+    Raises:
+        ConfigError: One is not between 0 and 1.
+    """
+    for name, value in (("alpha", alpha), ("fdr", fdr)):
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"{name} must be a number between 0 and 1, got {value!r}. Choose for example 0.05.")

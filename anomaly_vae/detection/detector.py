@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,14 @@ from ..data.images import ImageSchema
 from ..data.schema import Schema, named
 from ..errors import CalibrationError, ConfigError, DataWarning, ShapeError
 from ..models.conv import ImageVAE
+from ..models.devices import exact_convolutions, resolve_device
 from ..models.family import Model
 from ..models.vae import VAE
 from ..options import Config, TrainConfig
 from . import artifact
 from .adaptive import MAX_K, LogLikelihoods, log_likelihoods
 from .attribution import attributions
-from .calibration import Calibration, judged
+from .calibration import Calibration, check_rates, judged
 from .image_scores import (
     fitted_density,
     heat_maps,
@@ -168,7 +169,7 @@ class Detector:
             CalibrationError: k is not calibrated for, or alpha needs more calibration rows than there are.
             ConfigError: alpha, fdr, explain or mc_se is out of range.
         """
-        _check_rates(alpha, fdr)
+        check_rates(alpha, fdr)
         if explain < 0:
             raise ConfigError(f"explain must be a number of columns from 0 up, got {explain!r}.")
         x = self.encode(frame, allow_missing=allow_missing)
@@ -192,7 +193,7 @@ class Detector:
         groups: ArrayLike | None = None,
     ) -> pd.DataFrame:
         """Score and judge rows that `encode` has returned, (n, m); without attributions. See `score_frame`."""
-        _check_rates(alpha, fdr)
+        check_rates(alpha, fdr)
         k = self.config.k if k is None else k
         self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
         scores = self._scores(x, k)
@@ -274,7 +275,7 @@ class Detector:
         Args:
             frame: Rows of the schema, n.
         """
-        return posteriors(self.model, self.encode(frame))
+        return posteriors(self.model, self.encode(frame).to(self.device))
 
     def standardised(self, frame: pd.DataFrame) -> NDArray[np.float32]:
         """Return rows as the encoder sees them, (n, d): standardised cells and indicators, or pixels in [-1, 1].
@@ -282,7 +283,7 @@ class Detector:
         Args:
             frame: Rows of the schema, n.
         """
-        return entered(self.model, self.encode(frame))
+        return entered(self.model, self.encode(frame).to(self.device))
 
     def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
         """Return n rows drawn from the model, in the user's columns and dtypes."""
@@ -300,8 +301,8 @@ class Detector:
         Raises:
             ConfigError: The detector is of tables.
         """
-        x, model = self.encode(frame), self._images("heat maps")
-        maps = heat_maps(model, x, noise=self.noise[: self.config.k])
+        x, model = self.encode(frame).to(self.device), self._images("heat maps")
+        maps = heat_maps(model, x, noise=self._noise(self.config.k))
         return maps.reshape(len(x), *model.shape).sum(1)
 
     def pixels(self, frame: pd.DataFrame) -> NDArray[np.uint8]:
@@ -325,13 +326,31 @@ class Detector:
         Raises:
             ConfigError: The detector is of tables.
         """
-        x, model = self.encode(frame), self._images("reconstructions")
+        x, model = self.encode(frame).to(self.device), self._images("reconstructions")
         return reconstructions(model, x)
 
     def _images(self, what: str) -> ImageVAE:
         if not isinstance(self.model, ImageVAE):
             raise ConfigError(f"{what} must be asked of a detector of images, got one of a table. Use attributions.")
         return self.model
+
+    def on(self, device: str) -> Self:
+        """Return the same detector computing elsewhere: "cpu", "cuda", "mps", or "auto".
+
+        Scores on another device differ in the last digits; thresholds and p-values remain those of the calibration.
+
+        Raises:
+            ConfigError: The device is not there, or the detector is of a table: these networks are too small for one.
+        """
+        place = resolve_device(device)
+        if place.type != "cpu":
+            self._images("another device")
+        return replace(self, model=copy.deepcopy(self.model).to(place))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector computes."""
+        return next(self.model.parameters()).device
 
     @property
     def kind(self) -> str:
@@ -348,17 +367,9 @@ class Detector:
 
     def describe(self) -> dict[str, Any]:
         """Return the detector's facts, JSON-able: columns, score, calibration, settings, digest."""
-        columns: Sequence[dict[str, Any]]
-        if isinstance(self.schema, Schema):
-            columns = [
-                {"name": c.name, "kind": c.kind, "dtype": c.dtype, "reason": c.reason} for c in self.schema.columns
-            ]
-        else:
-            size = f"{self.schema.height} x {self.schema.width} x {self.schema.channels}"
-            columns = [{"name": self.schema.names[0], "kind": "image", "dtype": "bytes", "reason": size}]
         least = 1 / (self.calibration.rows + 1)
         return {
-            "columns": columns,
+            "columns": self.schema.described(),
             "score_kind": self.config.score_kind,
             "k": self.config.k,
             "calibration": {
@@ -392,13 +403,14 @@ class Detector:
         return detector
 
     def _noise(self, k: int) -> Tensor:
-        if k <= len(self.noise):
-            return self.noise[:k]
-        generator = torch.Generator().manual_seed(self.config.seed + 1)
-        return torch.cat([self.noise, torch.randn(k - len(self.noise), self.model.latent, generator=generator)])
+        noise = self.noise[:k]
+        if k > len(noise):
+            generator = torch.Generator().manual_seed(self.config.seed + 1)
+            noise = torch.cat([noise, torch.randn(k - len(noise), self.model.latent, generator=generator)])
+        return noise.to(self.device)
 
     def _log_likelihoods(self, x: Tensor, mc_se: float, max_k: int) -> LogLikelihoods:
-        return log_likelihoods(self.model, x, mc_se=mc_se, max_k=max_k, seed=self.config.seed + 2)
+        return log_likelihoods(self.model, x.to(self.device), mc_se=mc_se, max_k=max_k, seed=self.config.seed + 2)
 
     def _scores(self, x: Tensor, k: int) -> Scores:
         scores = self._uncharged(x, k, self.config.score_kind)
@@ -408,12 +420,15 @@ class Detector:
 
     def _uncharged(self, x: Tensor, k: int, kind: str) -> Scores:
         if isinstance(self.model, ImageVAE):
-            return score_images(self.model, x, noise=self._noise(k), kind=kind, density=self.statistics)
+            with exact_convolutions(self.device):
+                x = x.to(self.device)
+                return score_images(self.model, x, noise=self._noise(k), kind=kind, density=self.statistics)
         return score_rows(self.model, x, noise=self._noise(k), kind=kind)
 
     def _reasons(self, frame: pd.DataFrame, x: Tensor, *, k: int, top: int) -> list[str]:
-        kind, noise = self.config.score_kind, self.noise[:k]
+        kind, noise = self.config.score_kind, self._noise(k)
         if isinstance(self.model, ImageVAE):
+            x = x.to(self.device)
             if kind == "statistics":
                 assert self.statistics is not None
                 return statistic_attributions(self.model, x, noise=noise, density=self.statistics, top=top)
@@ -427,9 +442,3 @@ class Detector:
     def scores_of_encoded(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """Return the anomaly scores of already encoded rows (n, m), shape (n,), at the model's own k."""
         return self._scores(torch.from_numpy(x), self.config.k).value
-
-
-def _check_rates(alpha: float, fdr: float | None) -> None:
-    for name, value in (("alpha", alpha), ("fdr", fdr)):
-        if value is not None and not 0 < value < 1:
-            raise ConfigError(f"{name} must be a number between 0 and 1, got {value!r}. Choose for example 0.05.")

@@ -60,9 +60,9 @@ def statistics(model: ImageVAE, x: Tensor, *, noise: Tensor) -> tuple[NDArray[np
     means, samples = [], []
     for part in x.split(PIECE):
         log_px, log_w = (t.numpy() for t in densities_of(model, part, noise))
-        best = model.best(part).sum(1, dtype=torch.float64).numpy()
-        lengths = np.broadcast_to(compressed_nats(part.numpy(), model.shape), log_px.shape)
-        beside = companion_statistics(model.companions, part, model.shape).numpy()
+        best = _best(model, part)
+        lengths = np.broadcast_to(compressed_nats(part.cpu().numpy(), model.shape), log_px.shape)
+        beside = companion_statistics(model.companions, part, model.shape).cpu().numpy()
         others = [np.broadcast_to(column, log_px.shape) for column in beside.T]
         of_samples = np.stack([log_w - best, log_px - log_w, lengths, *others], -1)
         samples.append(of_samples)
@@ -112,11 +112,11 @@ def heat_maps(model: ImageVAE, x: Tensor, *, noise: Tensor) -> NDArray[np.float6
         x: Encoded images, (n, m), levels.
         noise: The noise of the score, (k, l).
     """
-    return split_scores(model, x, noise=noise, kind="elbo").columns + model.best(x).double().numpy()
+    return split_scores(model, x, noise=noise, kind="elbo").columns + model.best(x).double().cpu().numpy()
 
 
 def _best(model: ImageVAE, x: Tensor) -> NDArray[np.float64]:
-    parts = [model.best(part).sum(1, dtype=torch.float64) for part in x.split(PIECE)]
+    parts = [model.best(part).sum(1, dtype=torch.float64).cpu() for part in x.split(PIECE)]
     return torch.cat(parts).numpy() if parts else np.empty(0)
 
 
@@ -178,7 +178,7 @@ def pixel_attributions(model: ImageVAE, x: Tensor, *, noise: Tensor, kind: str, 
         part. The nats sum to the score.
     """
     split = split_scores(model, x, noise=noise, kind=kind if kind in SCORES else "elbo")
-    nats = split.columns if kind in SCORES else split.columns + model.best(x).double().numpy()
+    nats = split.columns if kind in SCORES else split.columns + model.best(x).double().cpu().numpy()
     order = np.argsort(-nats, axis=1, kind="stable")[:, :top]
     expected = reconstructions(model, x).transpose(0, 3, 1, 2).reshape(len(x), -1)
     texts = []
@@ -206,7 +206,7 @@ def reconstructions(model: ImageVAE, x: Tensor) -> NDArray[np.uint8]:
     parts = []
     for part in x.split(PIECE // 16):
         levels = model.reconstruct(model.posterior(part)[0])
-        parts.append(levels.round().clamp(0, 255).to(torch.uint8).reshape(len(part), *model.shape))
+        parts.append(levels.round().clamp(0, 255).to(torch.uint8).reshape(len(part), *model.shape).cpu())
     joined = torch.cat(parts) if parts else torch.empty(0, *model.shape, dtype=torch.uint8)
     return joined.permute(0, 2, 3, 1).numpy()
 

@@ -159,7 +159,7 @@ def edge_energies(x: Tensor, shape: Sequence[int]) -> Tensor:
     """
     h = x.float().view(-1, *shape) / 255
     grey = F.pad(h.mean(1, keepdim=True), (SIDE // 2,) * 4, mode="replicate")
-    maps = torch.cat([F.conv2d(grey, _filters()).abs(), h], 1)
+    maps = torch.cat([F.conv2d(grey, _filters().to(x.device)).abs(), h], 1)
     smooth = F.avg_pool2d(F.pad(maps, (1,) * 4), 3, 1)
     return F.adaptive_avg_pool2d(smooth, GRID).flatten(1).clamp(min=0).sqrt()
 

@@ -208,3 +208,34 @@ def test_regret_is_positive_and_greater_for_what_was_never_seen(image_detector: 
     ]
     assert (np.concatenate(regrets) >= 0).all()
     assert np.median(regrets[1]) > np.median(regrets[0])
+
+
+def test_a_detector_computes_where_it_is_told(image_detector: Detector, images) -> None:
+    here = image_detector.on("cpu")
+    assert here.model is not image_detector.model
+    assert here.digest == image_detector.digest
+    frame = frame_of(images[:5])
+    assert here.score_frame(frame).anomaly_score.tolist() == image_detector.score_frame(frame).anomaly_score.tolist()
+    absent = next(name for name in ("cuda", "mps") if name != here.device.type and not _present(name))
+    with pytest.raises(ConfigError, match=f"got '{absent}'"):
+        image_detector.on(absent)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_scores(image_detector: Detector, images) -> None:
+    frame = frame_of(images[:100])
+    there = image_detector.on("cuda")
+    for kind in IMAGE_SCORES:
+        ours, theirs = (d.log_likelihood(frame, k=4, kind=kind).value for d in (image_detector, there))
+        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-3)
+    assert there.heat_maps(frame) == pytest.approx(image_detector.heat_maps(frame), abs=1e-2)
+
+
+def _present(name: str) -> bool:
+    return torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
+
+
+def test_steps_by_default_grow_with_the_images() -> None:
+    assert [ImageConfig().steps_for(n) for n in (100, 64_000, 128_000, 10**8)] == [1000, 1000, 2000, 20_000]
+    assert ImageConfig(steps=7).steps_for(10**6) == 7
+    assert TrainConfig().steps_for(10) == 2000
