@@ -46,7 +46,7 @@ CLOSE = 1e-4
 """Golden log densities and weights may differ by this, relatively: distances are sums in single precision."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RowWeigher:
     """Weighs rows by how rare their latent codes are.
 
@@ -111,6 +111,10 @@ class RowWeigher:
         ]
         weigher = Weigher.fit(rows, config, facts=facts, notes=notes if blunt else ())
         return cls(detector, weigher, (label_column or "label") if rows.labels is not None else None)
+
+    def __repr__(self) -> str:
+        within = f" within {self.label_column!r}" if self.needs_labels else ""
+        return f"<RowWeigher of {self.detector.kind}{within}, {self.weigher.config.density}>"
 
     @property
     def needs_labels(self) -> bool:

@@ -13,6 +13,7 @@ from ..errors import DataWarning, TrainingWarning
 from ..options import ImageConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from ..debiasing.resampling import ResampleReport
     from ..detection.detector import Detector
     from ..estimator import Fit
     from ..evaluation.metrics import Ranking, Rate
@@ -51,6 +52,28 @@ def ranking_lines(ranking: Ranking) -> str:
         f"average precision  {ranking.average_precision:.3f}  ({ranking.level:.0%}: {ranking.ap_low:.3f} to "
         f"{ranking.ap_high:.3f}), {ranking.n_anomalous:,} anomalous rows against {ranking.n_normal:,} normal ones"
     )
+
+
+GUARDED = {"anomaly": "look anomalous", "isolated": "resemble no other", "label": "look mislabelled"}
+MOST_CLASSES = 10
+
+
+def resampling_lines(report: ResampleReport) -> str:
+    """What a resampling did, in plain sentences."""
+    lines = [
+        f"{report.rows:,} rows weighed: from {report.least:.2g} to {report.largest:.2g} of the mean weight, effective "
+        f"sample size {report.ess:.0%} of the rows."
+    ]
+    if len(report.classes) > 1:
+        shown = ", ".join(f"{c.name} {c.share:.1%} -> {c.mass:.1%}" for c in report.classes[:MOST_CLASSES])
+        more = f", and {len(report.classes) - MOST_CLASSES} more" if len(report.classes) > MOST_CLASSES else ""
+        lines.append(f"Share of the rows -> of the weight, by class: {shown}{more}.")
+    for guard in report.guards:
+        lines.append(
+            f"{guard.rows:,} rows ({guard.share:.1%}) {GUARDED.get(guard.name, guard.name)} and are never weighted up: "
+            f"{guard.mass_after:.1%} of the weight, where it would be {guard.mass_before:.1%}."
+        )
+    return "\n".join([*lines, *(f"Note: {note}" for note in report.notes)])
 
 
 def rate(rate: Rate) -> str:
