@@ -31,7 +31,7 @@ def main(traceback: bool) -> None:
 
 for _verb in (
     detect.train, detect.score, detect.explain, detect.evaluate, detect.calibrate,
-    debias.resample, debias.weigh,
+    debias.audit, debias.resample, debias.weigh,
     models.serve, models.schema, models.info,
 ):  # fmt: skip
     main.add_command(_verb)

@@ -1,4 +1,4 @@
-"""The verbs of debiasing: resample, weigh."""
+"""The verbs of debiasing: audit, resample, weigh."""
 
 # ruff: noqa: D301 - click reads the backspace in a docstring as "keep these lines apart"
 
@@ -8,9 +8,59 @@ from typing import Any
 
 import click
 
-from ..options import ResampleConfig
+from ..options import AuditConfig, ResampleConfig
 from ..reporting import terminal
 from .shell import as_json, options_of, print_json
+
+
+@click.command(short_help="Say whom a detector flags, and which parts of the data are thin.")
+@click.argument("model_uri")
+@click.argument("input", type=click.Path())
+@click.option("--group", "groups", multiple=True, metavar="COL", help="Column of groups to compare; may be repeated.")
+@click.option(
+    "--label", metavar="COL", help="Column that is true or 1 for anomalous rows: tells false alarms from true."
+)
+@click.option("--by", metavar="COL", help="Column the model is calibrated by (see `calibrate --group`).")
+@options_of(AuditConfig)
+@click.option("--out", type=click.Path(), metavar="FILE.json", help="Where to write all figures.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+@as_json
+def audit(
+    model_uri: str, input: str, groups: tuple[str, ...], label: str | None, by: str | None, out: str | None,
+    overwrite: bool, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Say in plain sentences whom a detector flags among the rows of INPUT, and which parts of INPUT are thin.
+
+    Groups, and pairs of columns of groups, are compared by how often they are flagged (with --label: falsely), by their
+    p-values and by the density of their codes, with intervals and a test that is corrected for their number: of fair
+    data, at most the share --level of audits finds anything. Groups too small to judge are said to be so.
+
+    \b
+    Example:
+      anomaly-vae audit models:/pumps@champion today.parquet
+      anomaly-vae audit models:/pumps@champion today.parquet --group site --group team --out audit.json
+    """
+    config = AuditConfig.from_mapping(given)
+    from ..serving import auditing, tracking
+
+    if out is not None:
+        auditing.check_report(out, input, overwrite=overwrite)
+    model = tracking.load(model_uri)
+    with terminal.counting_rows() as on_rows:
+        found = auditing.audit_file(
+            model.detector, input,
+            groups=groups, label=label, by=by, config=config, model_uri=model.uri, on_rows=on_rows,
+        )  # fmt: skip
+    if out is not None:
+        auditing.write_report(found, out)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    click.echo(terminal.audit_lines(found.audit, found.examples))
+    if found.unreadable:
+        click.echo(f"{found.unreadable:,} images could not be read.", err=True)
+    if out is not None:
+        click.echo(f"Written to {out}")
 
 
 @click.command(short_help="Rebalance a data set towards its rare parts.")

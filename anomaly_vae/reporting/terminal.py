@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataWarning, TrainingWarning
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..debiasing.resampling import ResampleReport
     from ..detection.detector import Detector
     from ..estimator import Fit
+    from ..evaluation.audit import Audit
     from ..evaluation.metrics import Ranking, Rate
 
 MAX_WARNINGS = 10
@@ -74,6 +75,44 @@ def resampling_lines(report: ResampleReport) -> str:
             f"{guard.mass_after:.1%} of the weight, where it would be {guard.mass_before:.1%}."
         )
     return "\n".join([*lines, *(f"Note: {note}" for note in report.notes)])
+
+
+MOST_GROUPS = 30
+
+
+def audit_lines(audit: Audit, examples: Callable[[Sequence[int]], list[str]]) -> str:
+    """What an audit found, in plain sentences.
+
+    Args:
+        audit: The audit.
+        examples: Names rows by their positions.
+    """
+    lines = [f"{audit.rows:,} rows audited."]
+    if audit.coverage is not None:
+        covered = audit.coverage
+        lines.append(
+            f"The latent's {covered.cells} cells are filled with an evenness of {covered.evenness:.2f} (of 1), "
+            f"{covered.thin} of them with less than half the average. The rarest:"
+        )
+        for region in covered.rarest:
+            what = region.description or f"such as {', '.join(examples(region.examples[:3]))}"
+            lines.append(f"  {region.rows:,} rows ({region.share:.1%}): {what}")
+    for row in audit.groups[:MOST_GROUPS]:
+        alarms = row.false_alarm_rate
+        known = "" if alarms is None else f", false alarms {alarms.value:.1%} ({alarms.low:.1%} to {alarms.high:.1%})"
+        few = "" if row.judged else "; too few to judge"
+        lines.append(
+            f"{row.column} = {row.group}: {row.rows:,} rows ({row.share:.1%}), flagged {row.flag_rate.value:.1%} "
+            f"({row.flag_rate.low:.1%} to {row.flag_rate.high:.1%}){known}{few}"
+        )
+    if len(audit.groups) > MOST_GROUPS:
+        lines.append(f"and {len(audit.groups) - MOST_GROUPS} more groups; --out has them all.")
+    lines += [f"Found: {finding.sentence}" for finding in audit.findings]
+    if not audit.findings:
+        lines.append(
+            f"Nothing was found that chance would not bring about in {audit.level:.0%} of audits of fair data."
+        )
+    return "\n".join([*lines, *(f"Note: {note}" for note in audit.notes)])
 
 
 def rate(rate: Rate) -> str:

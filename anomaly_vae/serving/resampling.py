@@ -35,7 +35,7 @@ from ..errors import ConfigError, OutputExistsError, SchemaError, UnreadableData
 from ..options import ResampleConfig, ScoreConfig
 from ..row_weigher import GUARDED, WEIGHT_COLUMNS, RowWeigher, coded, joined
 from .outputs import appearing, check_output, write_errors_of, write_tables
-from .streams import ROW, Stream, stream
+from .streams import ROW, Stream, beyond, stream
 
 SAMPLE_WEIGHT, COPIES = "sample_weight", "copies"
 MARK = "anomaly_vae.resampled"
@@ -223,7 +223,7 @@ def _opened(source: str | Path, schema: Schema | ImageSchema, label: str | None)
     if isinstance(schema, ImageSchema):
         return stream(source, schema, batch_rows=BATCH_ROWS, label=label)
     names = next(read_frames(source, batch_rows=1)).columns
-    unknown = [str(name) for name in names if name not in schema.names]
+    unknown = beyond(schema, *map(str, names))
     if label is not None and label not in names:
         shown = ", ".join(repr(str(name)) for name in names[:8])
         raise SchemaError(f"the label must be a column of the table, got {label!r}. It has {shown}.", column=label)

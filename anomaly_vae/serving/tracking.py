@@ -26,7 +26,7 @@ import pandas as pd
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..data.images import ImageSchema, is_image_column
 from ..detection.detector import Detector
@@ -144,12 +144,16 @@ def train_and_register(
     return replace(registered, fit=fit, ranking=ranking)
 
 
-def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
+def recalibrate_and_register(
+    uri: str, frame: pd.DataFrame, *, groups: ArrayLike | None = None, group_column: str = ""
+) -> Registered:
     """Give a registered model a new calibration, without training, as a new version.
 
     Args:
         uri: `models:/name/version` or `models:/name@alias`.
         frame: Normal rows that the model was not trained on.
+        groups: Group of each row, (n,), to promise the false-alarm rate within each, see `Detector.calibrate`.
+        group_column: Where the groups came from, for the record.
 
     Raises:
         ArtifactError: The URI names no model.
@@ -158,9 +162,13 @@ def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
     """
     loaded = load(uri)
     name = registry_name(loaded.uri)
-    detector = loaded.detector.calibrate(frame)
+    detector = loaded.detector.calibrate(frame, groups=groups)
     with quiet(), tracked_run(name) as run_id:
         mlflow.log_params({"calibrated_from": redacted(loaded.uri), "calibration_rows": len(frame)})
+        if groups is not None:
+            mlflow.log_params(
+                {"calibration_group": group_column, "calibration_groups": len(detector.calibration.groups)}
+            )
         return _register(detector, name, run_id)
 
 
