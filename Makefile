@@ -19,7 +19,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
 .PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises bench-service
-.PHONY: audit docs clean
+.PHONY: audit bench-debias docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 	@echo "installed: $$($(BIN)/python -c 'import torch; print("torch", torch.__version__)')"
 
-demo: $(READY) ## train, register, batch-score, serve and explain on a real table (about a minute)
+demo: $(READY) ## train, register, batch-score, serve, explain and rebalance on real data (about a minute)
 	@$(BIN)/python pipelines/demo.py
 
 test: $(READY) ## the tests that belong before every commit
@@ -70,6 +70,9 @@ bench-promises: $(READY) ## false alarms, false discoveries and reasons on label
 
 bench-service: $(READY) ## the service under load, beside a pass-through model; its memory; 10,000 requests of rubbish (about an hour)
 	@$(BIN)/python pipelines/bench_service.py $(BENCH_ARGS)
+
+bench-debias: $(READY) ## rare groups made to count: recipes, controls and an oracle by group; DATA=folder of mnist/, adult/ and so on
+	@$(BIN)/python pipelines/debias.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 audit: $(READY) ## look the pinned dependencies up among known vulnerabilities; says so where that is not possible
 	@test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip -qq install 'pip-audit>=2.10')

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .estimator import AnomalyDetector, fit_detector
     from .options import AuditConfig, ImageConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
+    from .row_weigher import RowWeigher
 
 __version__ = "0.3.0"
 
@@ -34,6 +35,7 @@ _HOMES = {
     "ImageSchema": "data.images",
     "LatentDensityResampler": "resampler",
     "ResampleConfig": "options",
+    "RowWeigher": "row_weigher",
     "Schema": "data.schema",
     "ScoreConfig": "options",
     "TrainConfig": "options",
@@ -50,6 +52,7 @@ __all__ = [
     "ImageSchema",
     "LatentDensityResampler",
     "ResampleConfig",
+    "RowWeigher",
     "Schema",
     "ScoreConfig",
     "TrainConfig",

@@ -244,6 +244,7 @@ class ScoreConfig(Options):
     explain: int = option(0, "columns named in each row's attributions; 0 = none")
     mc_se: float | None = option(None, "also estimate log p(x) to within this standard error, nats; by default not")
     key: tuple[str, ...] = option((), "columns copied to the output to tell rows apart; by default the row number")
+    group: str | None = option(None, "column of groups that the model is calibrated for: rows are judged within theirs")
     overwrite: bool = option(False, "replace an output that exists")
     allow_missing: bool = option(False, "take a column that is absent for one of missing cells")
     batch_rows: int = option(65_536, "rows read, scored and written at a time")

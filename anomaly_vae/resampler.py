@@ -16,11 +16,11 @@ from .data.images import frame_of, is_image_column
 from .data.schema import named
 from .debiasing.resampling import ResampleReport
 from .debiasing.selection import select
-from .debiasing.weigher import CodedRows, Weigher
 from .detection.detector import Detector
 from .errors import ConfigError, NotFittedError, ShapeError
 from .estimator import AnomalyDetector, fit_detector
 from .options import Config, ImageConfig, ResampleConfig, TrainConfig
+from .row_weigher import RowWeigher
 
 
 class LatentDensityResampler(BaseEstimator):
@@ -40,7 +40,8 @@ class LatentDensityResampler(BaseEstimator):
 
     Attributes:
         detector_: The `Detector`.
-        weigher_: What weighs rows: space, density, guards.
+        model_: The `RowWeigher`: what weighs further rows, and is saved, registered and served.
+        weigher_: The part of it that knows codes alone: space, density, guards.
         weights_: Weight of each row of `fit`, (n,), mean 1.
         report_: What was done: a `ResampleReport`.
         sample_indices_: After `fit_resample`: positions of the rows that the result consists of, ascending.
@@ -87,8 +88,11 @@ class LatentDensityResampler(BaseEstimator):
         _check_labels(frame, y)
         self.detector_ = self._detector(X, frame, seed)
         config = dataclasses.replace(self.config or ResampleConfig(), seed=seed)
-        facts = {"detector": self.detector_.digest, "space": config.space, "density": config.density}
-        self.weigher_ = Weigher.fit(self._coded(frame, y), config, facts=facts)
+        label = getattr(y, "name", None)
+        self.model_ = RowWeigher.fit(
+            self.detector_, frame, config, labels=y, label_column=None if label is None else str(label)
+        )
+        self.weigher_ = self.model_.weigher
         self.weights_ = self.weigher_.weighing.weights
         self.report_: ResampleReport = self.weigher_.weighing.report
         return self
@@ -109,7 +113,7 @@ class LatentDensityResampler(BaseEstimator):
         self._check_fitted()
         frame = _frame(X)
         _check_labels(frame, y)
-        return self.weigher_.weights(self._coded(frame, y))
+        return self.model_.judge(frame, y).weights
 
     def fit_resample(self, X: Any, y: Any = None) -> Any:
         """Fit, and return the rebalanced rows and labels, of the types that were given; the index comes along.
@@ -135,14 +139,6 @@ class LatentDensityResampler(BaseEstimator):
         self.report_ = dataclasses.replace(self.report_, mode=mode, rows_out=len(self.sample_indices_))
         rows = _taken(X, self.sample_indices_)
         return rows if y is None else (rows, _taken(y, self.sample_indices_))
-
-    def _coded(self, frame: pd.DataFrame, y: Any) -> CodedRows:
-        detector = self.detector_
-        codes, log_scales = detector.latent(frame)
-        guard = (self.config or ResampleConfig()).guard
-        calibrated = guard and detector.calibration.rows
-        p_values = detector.score_frame(frame, alpha=0.5)["p_value"].to_numpy() if calibrated else None
-        return CodedRows(codes, detector.standardised(frame), log_scales, p_values, y)
 
     def _detector(self, X: Any, frame: pd.DataFrame, seed: int) -> Detector:
         given = self.detector

@@ -1,4 +1,4 @@
-"""The whole product on one real table: train, register, score a file, serve, explain; and on images.
+"""The whole product on one real table: train, register, score a file, serve, explain; on images; and rebalanced.
 
 The table is scikit-learn's breast-cancer data: 569 tumours, 30 measurements of cell nuclei each. Half of the
 benign tumours are learnt; the other half and all malignant ones are the test, which no model sees before.
@@ -28,6 +28,7 @@ import click
 import numpy as np
 import pandas as pd
 from contenders import PPCA, pca_residual
+from debias import demonstrated
 from labelled import one_class
 from numpy.typing import NDArray
 from rich.console import Console
@@ -185,7 +186,7 @@ def images(folder: Path) -> Path:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), default=ROOT, help="Folder of mlruns/.")
 def main(root: Path) -> None:
-    """Train, register, score a file, serve and explain on data that scikit-learn ships."""
+    """Train, register, score a file, serve, explain and rebalance on data that scikit-learn ships."""
     root.mkdir(parents=True, exist_ok=True)
     os.chdir(root)  # tracking, its artifacts and the outputs all lie under mlruns/ of the current folder
     started = time.perf_counter()
@@ -223,7 +224,10 @@ def main(root: Path) -> None:
         sheet = images(folder)
         say(f"the strangest images, what was expected and what cost the nats: {sheet}")
 
-    with step(7, "Summary"):
+    with step(7, "Rebalance: digits of which a few are turned, which nobody is told"):
+        demonstrated(say, console)
+
+    with step(8, "Summary"):
         x, y = train.to_numpy(), test.to_numpy()
         scores = {"anomaly_vae": scored["anomaly_score"].to_numpy()}
         scores["isolation forest"] = -IsolationForest(random_state=SEED).fit(x).score_samples(y)

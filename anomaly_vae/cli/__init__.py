@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from . import detect, models
+from . import debias, detect, models
 from .shell import Verbs
 
 
@@ -31,6 +31,7 @@ def main(traceback: bool) -> None:
 
 for _verb in (
     detect.train, detect.score, detect.explain, detect.evaluate, detect.calibrate,
+    debias.audit, debias.resample, debias.weigh,
     models.serve, models.schema, models.info,
 ):  # fmt: skip
     main.add_command(_verb)

@@ -104,6 +104,9 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
 @click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
 @click.option("--mc-se", type=float, help="Also estimate log p(x) to within this standard error, nats.")
 @click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
+@click.option(
+    "--group", metavar="COL", help="Column that the model is calibrated by: rows are judged within their group."
+)
 @click.option("--allow-missing", is_flag=True, help="Take a column that is absent for one of missing cells.")
 @click.option("--workers", type=int, help="Threads that score.  [default: one a core, at most 8]")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
@@ -227,26 +230,42 @@ def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
 @click.command(short_help="Set thresholds anew, without training.")
 @click.argument("model_uri")
 @click.argument("data", type=click.Path())
+@click.option(
+    "--group", metavar="COL", help="Also promise the false-alarm rate within each group, for `score --group`."
+)
 @as_json
-def calibrate(model_uri: str, data: str, as_json: bool) -> None:
+def calibrate(model_uri: str, data: str, group: str | None, as_json: bool) -> None:
     """Take thresholds and p-values from the normal rows in DATA and register that as a new version, without training.
 
-    The rows must not have been trained on. The last line printed is the new version's URI.
+    The rows must not have been trained on. With --group, each group has thresholds of its own, too: `score --group`
+    then keeps the promised false-alarm rate within each, for which each needs 1 / alpha rows. The last line printed is
+    the new version's URI.
 
     \b
     Example:
       anomaly-vae calibrate models:/pumps@champion normal_october.parquet
+      anomaly-vae calibrate models:/pumps@champion normal_october.parquet --group site
     """
     from ..serving import streams, tracking
 
     model = tracking.load(model_uri)
-    read = streams.read_all(data, model.detector.schema)
+    schema = model.detector.schema
+    read = streams.read_all(data, schema, group=group)
     tell_unreadable(read.errors)
-    made = tracking.recalibrate_and_register(model.uri, read.frame)
+    frame, groups = read.frame, None
+    if group is not None:
+        groups = streams.group_names(frame, group).to_numpy()
+        frame = frame.drop(columns=streams.beyond(schema, group))
+    made = tracking.recalibrate_and_register(model.uri, frame, groups=groups, group_column=group or "")
+    calibration = made.detector.calibration
     if as_json:
-        print_json(registered_facts(made))
+        sizes = {name: calibration.within(name).rows for name in calibration.groups}
+        print_json({**registered_facts(made), "groups": sizes})
         return
-    click.echo(f"{model.uri} calibrated anew with {made.detector.calibration.rows:,} rows.")
+    click.echo(f"{model.uri} calibrated anew with {calibration.rows:,} rows.")
+    for name in calibration.groups:
+        rows = calibration.within(name).rows
+        click.echo(f"  {group} = {name}: {rows:,} rows, least p-value {1 / (rows + 1):.2g}")
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
 

@@ -63,15 +63,33 @@ class Verbs(click.Group):
             return UNEXPECTED
 
 
+class OrNone(click.ParamType):
+    """A number, or the word none."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        self.kind, self.name = kind, f"{kind.name}|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or None."""
+        return None if value is None or str(value).lower() == "none" else self.kind.convert(value, param, ctx)
+
+
 def options_of(kind: type[Any]) -> Callable[[Any], Any]:
     """One option for each setting of a verb, with its default and its text."""
-    types = {"str": str, "int": int, "float": float}
+    types: dict[str, Any] = {"str": click.STRING, "int": click.INT, "float": click.FLOAT}
 
     def decorate(command: Any) -> Any:
         for setting in reversed(dataclasses.fields(kind)):
             option, text, default = setting.name.replace("_", "-"), setting.metadata["help"], setting.default
+            name, _, optional = str(setting.type).partition(" ")
             facts = {"default": default, "show_default": default is not None, "help": f"{text[0].upper()}{text[1:]}."}
-            command = click.option(f"--{option}", type=types[str(setting.type).partition(" ")[0]], **facts)(command)
+            if name == "bool":
+                command = click.option(f"--{option}/--no-{option}", **facts)(command)
+            else:
+                numeric = bool(optional) and name != "str" and default is not None
+                command = click.option(f"--{option}", type=OrNone(types[name]) if numeric else types[name], **facts)(
+                    command
+                )
         return command
 
     return decorate

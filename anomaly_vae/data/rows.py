@@ -104,6 +104,26 @@ def read_table(path: str | Path, *, text: Collection[str] = ()) -> pd.DataFrame:
     return pd.concat(frames) if len(frames) > 1 else frames[0]
 
 
+def read_tables(path: str | Path, *, batch_rows: int = 65_536, text: Collection[str] = ()) -> Iterator[pa.Table]:
+    """Yield the rows that `read_frames` yields, in its order, as Arrow tables: those of Parquet keep their types.
+
+    Raises:
+        UnreadableDataError: See `read_frames`.
+    """
+    for file in table_files(path):
+        if not file.name.lower().endswith(PARQUET_SUFFIXES):
+            for frame in read_frames(file, batch_rows=batch_rows, text=text):
+                yield pa.Table.from_pandas(frame, preserve_index=False)
+            continue
+        try:
+            with pq.ParquetFile(file, pre_buffer=False) as table:
+                for batch in table.iter_batches(_frame_rows(batch_rows, len(table.schema_arrow.names))):
+                    yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnreadableDataError(f"{file.name!r} must be a readable table, got an error: {reason}") from error
+
+
 def _frame_rows(batch_rows: int, columns: int) -> int:
     return max(1, min(batch_rows, MOST_CELLS // max(1, columns)))
 

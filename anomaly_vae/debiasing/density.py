@@ -308,6 +308,15 @@ class CodeDensity:
         return out
 
 
+def codes_held(density: CodeDensity) -> int:
+    """Return how many of the fitted points a density keeps as they are; those of other kinds keep summaries."""
+    held = 0
+    for part in density.parts:
+        if isinstance(part, (NeighbourDensity, MixtureDensity)):
+            held += len(part.references if isinstance(part, NeighbourDensity) else part.means)
+    return held
+
+
 def fit_density(
     points: Points,
     config: ResampleConfig,

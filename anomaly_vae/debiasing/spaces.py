@@ -96,9 +96,13 @@ SPACES: dict[str, Callable[[NDArray[np.floating]], Space]] = {"latent": active_u
 
 def _columns(kind: str, points: NDArray[np.floating], least: float) -> Space:
     variance = np.asarray(points, dtype=np.float64).var(0)
-    kept = np.flatnonzero((variance > least) & (np.ptp(points, axis=0) > 0))
-    axes = np.eye(points.shape[1])[:, kept] if points.shape[1] <= 4096 else np.zeros((0, len(kept)))
-    return Space(kind, np.zeros(points.shape[1]), axes, kept)
+    return of_columns(kind, np.flatnonzero((variance > least) & (np.ptp(points, axis=0) > 0)), points.shape[1])
+
+
+def of_columns(kind: str, kept: NDArray[np.intp], width: int) -> Space:
+    """Make the space of some of `width` columns, as they are."""
+    axes = np.eye(width)[:, kept] if width <= 4096 else np.zeros((0, len(kept)))
+    return Space(kind, np.zeros(width), axes, kept)
 
 
 def fit_space(kind: str, points: NDArray[np.floating]) -> Space:

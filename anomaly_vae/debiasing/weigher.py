@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, ShapeError
 from ..options import ResampleConfig
-from .density import CodeDensity, fit_density
+from .density import CodeDensity, codes_held, fit_density
 from .neighbours import Isolation, LabelDisagreement
 from .resampling import Flags, Floats, Weighing, weigh
 from .spaces import Space, fit_space, surface
@@ -44,6 +45,21 @@ class CodedRows:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Weights of rows and what they come from.
+
+    Attributes:
+        weights: Weight of each row, (n,), in units of the mean of the rows that were fitted.
+        log_density: Log density of each row's code within its stratum, (n,), nats; 0 where there is none.
+        flags: For each guard, which rows it flags, (n,).
+    """
+
+    weights: Floats
+    log_density: Floats
+    flags: dict[str, Flags]
+
+
+@dataclass(frozen=True)
 class Weigher:
     """The weights of rows, and what is needed to weigh further rows alike.
 
@@ -51,7 +67,12 @@ class Weigher:
         config: Settings.
         strata: Strata of the labels.
         density: Density of codes within each stratum that density is measured in.
-        weighing: Weights of the rows that it was fitted to, how they came about, and the report.
+        space: Where density is measured.
+        surface: Where guards look at rows.
+        isolation: Tells rows that resemble no other; None = not asked for.
+        disagreement: Tells rows that look mislabelled; None = not asked for, or there are no labels.
+        weighing: Weights of the rows that it was fitted to (none after loading), how they came about, and the report.
+        guards: For each guard, which of the rows that it was fitted to it flags, (n,); empty after loading.
     """
 
     config: ResampleConfig
@@ -62,15 +83,33 @@ class Weigher:
     isolation: Isolation | None
     disagreement: LabelDisagreement | None
     weighing: Weighing
+    guards: dict[str, Flags] = field(default_factory=dict)
+
+    @property
+    def rows_held(self) -> int:
+        """How many of the rows it was fitted to can be read out of it, as the encoder sees them; 0 = codes alone."""
+        parts = [] if self.isolation is None else [len(self.isolation.references)]
+        parts += [] if self.disagreement is None else [sum(map(len, self.disagreement.references))]
+        rows_are_coordinates = self.config.space != "latent"
+        parts += [codes_held(self.density)] if rows_are_coordinates else []
+        return max(parts, default=0)
 
     @classmethod
-    def fit(cls, rows: CodedRows, config: ResampleConfig, *, facts: dict[str, Any] | None = None) -> Self:
+    def fit(
+        cls,
+        rows: CodedRows,
+        config: ResampleConfig,
+        *,
+        facts: dict[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Self:
         """Weigh rows.
 
         Args:
             rows: The rows, n >= 1.
             config: Settings.
             facts: Further facts for the report.
+            notes: Further notes for it.
 
         Raises:
             ConfigError: Labels are missing, weights would be infinite, or the classes leave less than the floor.
@@ -89,17 +128,21 @@ class Weigher:
         isolation = Isolation.fit(look, seed=config.seed) if config.isolation_guard else None
         judged = config.label_guard is not None and strata.kind != "none"
         disagreement = LabelDisagreement.fit(look, of, ordered=strata.ordered, seed=config.seed) if judged else None
-        notes = list(density.notes)
+        notes = [*notes, *density.notes]
         guards = _flags(config, isolation, disagreement, rows.p_values, look, of)
         if config.guard and rows.p_values is None:
             notes.append("the detector gives no p-values, having no calibration rows: no row is guarded as an anomaly.")
         weighing = weigh(density.own, config, strata=strata, of=of, guards=guards, notes=notes)
         report = dataclasses.replace(weighing.report, facts={"space_width": space.width, **(facts or {})})
         weighing = dataclasses.replace(weighing, report=report)
-        return cls(config, strata, space, density, seen, isolation, disagreement, weighing)
+        return cls(config, strata, space, density, seen, isolation, disagreement, weighing, guards)
 
     def weights(self, rows: CodedRows) -> Floats:
-        """Return the weights of rows, (n,), in units of the fitted rows' mean; fitted ones get what they got then.
+        """Return the weights of rows, (n,), in units of the fitted rows' mean; see `judge`."""
+        return self.judge(rows).weights
+
+    def judge(self, rows: CodedRows) -> Judged:
+        """Return the weights of rows with what they come from; fitted ones get what they got then.
 
         Args:
             rows: Any rows of the same model.
@@ -116,7 +159,7 @@ class Weigher:
         look = self.surface.coordinates(rows.surface) if guarded else points
         flags = _flags(self.config, self.isolation, self.disagreement, rows.p_values, look, of)
         either = np.logical_or.reduce(list(flags.values())) if flags else np.zeros(len(rows), dtype=bool)
-        return self.weighing.weigh(log_density, of, either)
+        return Judged(self.weighing.weigh(log_density, of, either), log_density, flags)
 
 
 def _points(rows: CodedRows, config: ResampleConfig) -> NDArray[np.floating]:

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -113,8 +114,6 @@ def save(detector: Detector, folder: Path) -> None:
     Raises:
         OutputExistsError: The folder exists and is not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise OutputExistsError(f"the folder must be new or empty, got {str(folder)!r}. Choose another or remove it.")
     from .. import __version__
 
     tensors = _tensor_bytes(detector)
@@ -135,12 +134,30 @@ def save(detector: Detector, folder: Path) -> None:
     }
     if detector.statistics is not None:
         config["compressor"] = COMPRESSOR
+    files = {TENSORS: tensors, GOLDEN: golden, CONFIG: json.dumps(config, indent=1, allow_nan=False).encode()}
+    write_files(folder, files)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], *, inside: Callable[[Path], None] | None = None) -> None:
+    """Write files into a new folder, whole or not at all.
+
+    Args:
+        folder: Where; it does not exist yet, or is empty.
+        files: Content by name.
+        inside: Called with the folder before it appears under its name, to put more into it.
+
+    Raises:
+        OutputExistsError: The folder exists and is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputExistsError(f"the folder must be new or empty, got {str(folder)!r}. Choose another or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        (aside / TENSORS).write_bytes(tensors)
-        (aside / GOLDEN).write_bytes(golden)
-        (aside / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=False), encoding="utf-8")
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+        if inside is not None:
+            inside(aside)
         aside.chmod(0o755)
         if folder.exists():
             folder.rmdir()
@@ -156,7 +173,7 @@ def load(folder: Path) -> Loaded:
     Raises:
         ArtifactError: A file is absent, damaged or altered, or the format is newer than this version reads.
     """
-    facts = _read_json(folder, CONFIG)
+    facts = read_json(folder, CONFIG)
     version = facts.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise ArtifactError(f"{CONFIG} must state a format version, got {version!r}. The file is not a detector's.")
@@ -166,14 +183,14 @@ def load(folder: Path) -> Loaded:
             f"{facts.get('package_version')}. Upgrade anomaly-vae to read it.",
             version=version,
         )
-    tensors = _read(folder, TENSORS)
-    golden = _read(folder, GOLDEN, most=LARGEST_JSON)
+    tensors = read_file(folder, TENSORS)
+    golden = read_file(folder, GOLDEN, most=LARGEST_JSON)
     try:
         for name, content in ((TENSORS, tensors), (GOLDEN, golden)):
             if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
-                raise _altered(name, "its digest differs from the one in config.json")
+                raise altered(name, "its digest differs from the one in config.json")
         if _digest(facts["config"], facts["schema"], tensors) != facts["digest"]:
-            raise _altered(CONFIG, "its settings or schema were changed after saving")
+            raise altered(CONFIG, "its settings or schema were changed after saving")
         arrays = load_tensors(tensors)
         weights = _named("model.", arrays)
         schema, config, model = (
@@ -194,7 +211,7 @@ def load(folder: Path) -> Loaded:
     except ArtifactError:
         raise
     except DAMAGES as error:
-        raise _damaged(error) from error
+        raise damaged(error) from error
     model.eval().requires_grad_(False)
     return Loaded(schema, model, config, calibration, groups, noise, arrays.get("missing_cost"), statistics, parsed)
 
@@ -241,7 +258,7 @@ def _refuse_giants(parameters: int, weights: dict[str, Tensor]) -> None:
     """
     held = sum(tensor.numel() for tensor in weights.values())
     if parameters > held:
-        raise _altered(CONFIG, f"its settings are of at least {parameters:,} parameters, and {held:,} are there")
+        raise altered(CONFIG, f"its settings are of at least {parameters:,} parameters, and {held:,} are there")
 
 
 def _golden(content: bytes, config: Config, noise: Tensor) -> dict[str, Any]:
@@ -249,9 +266,9 @@ def _golden(content: bytes, config: Config, noise: Tensor) -> dict[str, Any]:
     golden = json.loads(content)
     k, rows, scores = golden["k"], golden["rows"], golden["scores"]
     if k != config.k or not 1 <= config.k <= len(noise) or noise.ndim != 2:
-        raise _altered(GOLDEN, f"it asks for {k!r} posterior samples")
+        raise altered(GOLDEN, f"it asks for {k!r} posterior samples")
     if not isinstance(rows, list) or not 1 <= len(rows) == len(scores) <= MOST_GOLDEN_ROWS:
-        raise _altered(GOLDEN, f"it must have from 1 to {MOST_GOLDEN_ROWS} rows, each with its score")
+        raise altered(GOLDEN, f"it must have from 1 to {MOST_GOLDEN_ROWS} rows, each with its score")
     return {"k": k, "rows": rows, "scores": scores}
 
 
@@ -287,7 +304,7 @@ def check_golden(detector: Detector, golden: dict[str, Any]) -> None:
         wanted = np.asarray(golden["scores"], dtype=np.float64)
         worst = float(np.max(np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))))
     except DAMAGES as error:
-        raise _damaged(error) from error
+        raise damaged(error) from error
     if not worst <= 1e-5:
         raise ArtifactError(
             f"the model must score its golden rows as when it was saved, got a relative difference of {worst:.1e}. The "
@@ -307,35 +324,49 @@ def frame_of(records: list[dict[str, Any]], schema: Schema | ImageSchema) -> pd.
     return frame
 
 
-def _damaged(error: Exception) -> ArtifactError:
+def damaged(error: Exception) -> ArtifactError:
+    """Return the error that says that reading an artifact raised this one."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ArtifactError(f"the model must be as it was saved, got an error reading it: {reason}. Restore it.")
 
 
-def _altered(name: str, why: str) -> ArtifactError:
+def altered(name: str, why: str) -> ArtifactError:
+    """Return the error that says that a file is not as it was saved, and why."""
     return ArtifactError(f"{name} must be as it was saved, got a changed file: {why}. Restore the artifact.", file=name)
 
 
-def _read(folder: Path, name: str, *, most: int | None = None) -> bytes:
+def read_file(folder: Path, name: str, *, most: int | None = None, whose: str = "detector") -> bytes:
+    """Return the content of a file of an artifact.
+
+    Args:
+        folder: The artifact.
+        name: The file's name.
+        most: Bytes that it may have.
+        whose: What the artifact is of, for messages.
+
+    Raises:
+        ArtifactError: The file is absent, a link that leads elsewhere, or too large.
+    """
     path = folder / name
     if not path.is_file():
         raise ArtifactError(
-            f"a detector must have the file {name}, got none in {str(folder)!r}. Check the path.", file=name
+            f"a {whose} must have the file {name}, got none in {str(folder)!r}. Check the path.", file=name
         )
     if path.resolve().parent != folder.resolve():
         raise ArtifactError(
-            f"{name} must be a file of the detector's own folder, got a link that leads out of it. Copy the file.",
+            f"{name} must be a file of the {whose}'s own folder, got a link that leads out of it. Copy the file.",
             file=name,
         )
     if most is not None and (size := path.stat().st_size) > most:
         raise ArtifactError(
-            f"{name} must be under {most >> 20} MiB, got {size >> 20} MiB. The file is not a detector's.", file=name
+            f"{name} must be under {most >> 20} MiB, got {size >> 20} MiB. The file is not a {whose}'s.", file=name
         )
     return path.read_bytes()
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    content = _read(folder, name, most=LARGEST_JSON)
+def read_json(folder: Path, name: str, *, whose: str = "detector") -> dict[str, Any]:
+    """Return a JSON object from a file of an artifact; see `read_file`."""
+    content = read_file(folder, name, most=LARGEST_JSON, whose=whose)
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -16,8 +16,9 @@ Floats = NDArray[np.float64]
 
 CLUSTERED_ROWS = 20_000
 """Rows from which centres are learned, at most; all are counted."""
-APART = 3.0
-"""A cell stands apart if the nearest other centre is farther than this many of its own radii."""
+APART = 4.0
+"""A cell stands apart if the nearest other centre is farther than this many of its own radii. Equal slices of a line,
+which do not stand apart, are sqrt(12) = 3.46 of theirs from each other."""
 TYPICAL = 5
 """Rows nearest to a centre that are kept as its examples."""
 NAMED = 3

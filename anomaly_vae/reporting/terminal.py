@@ -6,15 +6,17 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataWarning, TrainingWarning
 from ..options import ImageConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from ..debiasing.resampling import ResampleReport
     from ..detection.detector import Detector
     from ..estimator import Fit
+    from ..evaluation.audit import Audit
     from ..evaluation.metrics import Ranking, Rate
 
 MAX_WARNINGS = 10
@@ -51,6 +53,66 @@ def ranking_lines(ranking: Ranking) -> str:
         f"average precision  {ranking.average_precision:.3f}  ({ranking.level:.0%}: {ranking.ap_low:.3f} to "
         f"{ranking.ap_high:.3f}), {ranking.n_anomalous:,} anomalous rows against {ranking.n_normal:,} normal ones"
     )
+
+
+GUARDED = {"anomaly": "look anomalous", "isolated": "resemble no other", "label": "look mislabelled"}
+MOST_CLASSES = 10
+
+
+def resampling_lines(report: ResampleReport) -> str:
+    """What a resampling did, in plain sentences."""
+    lines = [
+        f"{report.rows:,} rows weighed: from {report.least:.2g} to {report.largest:.2g} of the mean weight, effective "
+        f"sample size {report.ess:.0%} of the rows."
+    ]
+    if len(report.classes) > 1:
+        shown = ", ".join(f"{c.name} {c.share:.1%} -> {c.mass:.1%}" for c in report.classes[:MOST_CLASSES])
+        more = f", and {len(report.classes) - MOST_CLASSES} more" if len(report.classes) > MOST_CLASSES else ""
+        lines.append(f"Share of the rows -> of the weight, by class: {shown}{more}.")
+    for guard in report.guards:
+        lines.append(
+            f"{guard.rows:,} rows ({guard.share:.1%}) {GUARDED.get(guard.name, guard.name)} and are never weighted up: "
+            f"{guard.mass_after:.1%} of the weight, where it would be {guard.mass_before:.1%}."
+        )
+    return "\n".join([*lines, *(f"Note: {note}" for note in report.notes)])
+
+
+MOST_GROUPS = 30
+
+
+def audit_lines(audit: Audit, examples: Callable[[Sequence[int]], list[str]]) -> str:
+    """What an audit found, in plain sentences.
+
+    Args:
+        audit: The audit.
+        examples: Names rows by their positions.
+    """
+    lines = [f"{audit.rows:,} rows audited."]
+    if audit.coverage is not None:
+        covered = audit.coverage
+        lines.append(
+            f"The latent's {covered.cells} cells are filled with an evenness of {covered.evenness:.2f} (of 1), "
+            f"{covered.thin} of them with less than half the average. The rarest:"
+        )
+        for region in covered.rarest:
+            what = region.description or f"such as {', '.join(examples(region.examples[:3]))}"
+            lines.append(f"  {region.rows:,} rows ({region.share:.1%}): {what}")
+    for row in audit.groups[:MOST_GROUPS]:
+        alarms = row.false_alarm_rate
+        known = "" if alarms is None else f", false alarms {alarms.value:.1%} ({alarms.low:.1%} to {alarms.high:.1%})"
+        few = "" if row.judged else "; too few to judge"
+        lines.append(
+            f"{row.column} = {row.group}: {row.rows:,} rows ({row.share:.1%}), flagged {row.flag_rate.value:.1%} "
+            f"({row.flag_rate.low:.1%} to {row.flag_rate.high:.1%}){known}{few}"
+        )
+    if len(audit.groups) > MOST_GROUPS:
+        lines.append(f"and {len(audit.groups) - MOST_GROUPS} more groups; --out has them all.")
+    lines += [f"Found: {finding.sentence}" for finding in audit.findings]
+    if not audit.findings:
+        lines.append(
+            f"Nothing was found that chance would not bring about in {audit.level:.0%} of audits of fair data."
+        )
+    return "\n".join([*lines, *(f"Note: {note}" for note in audit.notes)])
 
 
 def rate(rate: Rate) -> str:

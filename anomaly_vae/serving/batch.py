@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
 from ..data.image_source import FILE
 from ..data.images import ImageSchema
@@ -30,7 +31,7 @@ from ..evaluation.metrics import Ranking, Rate, auroc_ap, flag_rate
 from ..models.threads import take_part
 from ..options import ScoreConfig
 from .outputs import appearing, check_output, temporary, write_errors_of, write_tables
-from .streams import ROW, stream
+from .streams import ROW, beyond, group_names, stream
 
 MOST_WORKERS = 8
 
@@ -68,6 +69,7 @@ class Scorer(Protocol):
         explain: int = 0,
         allow_missing: bool = False,
         mc_se: float | None = None,
+        groups: ArrayLike | None = None,
     ) -> pd.DataFrame:
         """Return one row of scores for each row, with the same index."""
 
@@ -157,13 +159,15 @@ def score_frames(
         SchemaError: A key column is absent.
     """
     key = config.key or ((FILE,) if isinstance(schema, ImageSchema) else ())
-    beyond = [name for name in key if schema is not None and name not in schema.names]
+    unknown = beyond(schema, *key, config.group) if schema is not None else []
 
     def scored(frame: pd.DataFrame) -> pd.DataFrame:
         keys = _keys(frame, key)
-        extra = {} if config.mc_se is None else {"mc_se": config.mc_se}
+        extra: dict[str, Any] = {} if config.mc_se is None else {"mc_se": config.mc_se}
+        if config.group is not None:
+            extra["groups"] = group_names(frame, config.group).to_numpy()
         scores = scorer.score_frame(
-            frame.drop(columns=[*beyond, *_beside(frame, schema)]),
+            frame.drop(columns=[*unknown, *_beside(frame, schema)]),
             alpha=config.alpha,
             fdr=config.fdr,
             k=config.k,
@@ -225,7 +229,8 @@ def score_file(
     check_output(output, Path(source), config, {name for name, _ in _score_fields(config)})
     started = time.perf_counter()
     report = on_rows or (lambda rows, turn: None)
-    data = stream(source, schema, batch_rows=config.batch_rows, key=config.key)
+    group = next(iter(beyond(schema, config.group)), None)
+    data = stream(source, schema, batch_rows=config.batch_rows, key=config.key, label=group)
     scored = score_frames(scorer, data.frames, config, model_version=model_version, schema=schema)
     tables = _tables(scored, data.types, _score_fields(config))
     if config.fdr is None:
@@ -341,8 +346,8 @@ def _score_under_fdr(
     with temporary(output) as first:
         _written(counted(), first, ".parquet", lambda n: report(n, 1))
         last = discovery_cutoff(list(counts), list(counts.values()), q=config.fdr)
-        # With nothing to flag there is no score above which a row would be flagged.
-        threshold = scorer.threshold(last, k=config.k) if last else None
+        # With nothing to flag there is no score above which a row would be flagged; with groups there are several.
+        threshold = scorer.threshold(last, k=config.k) if last and config.group is None else None
 
         def flagged() -> Iterator[pa.Table]:
             with pq.ParquetFile(first) as scored:

@@ -40,7 +40,7 @@ from ..errors import ArtifactError, CalibrationError, ConfigError, SchemaError, 
 from ..options import ScoreConfig
 
 FLAVOR_NAME = "anomaly_vae"
-DETECTOR_FOLDER = "detector"
+DETECTOR_FOLDER, RESAMPLER_FOLDER = "detector", "resampler"
 EXAMPLE_ROWS = 5
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "safetensors", "pillow", "mlflow")
 CALLER_FAULTS = (SchemaError, ConfigError, CalibrationError, ShapeError)
@@ -144,6 +144,11 @@ def load_model(model_uri: str, *, dst_path: str | None = None) -> Detector:
     """
     local = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=dst_path))
     folder = local / "data" / DETECTOR_FOLDER
+    if (local / "data" / RESAMPLER_FOLDER).is_dir():
+        raise ArtifactError(
+            f"the model must be a detector, got the resampler {model_uri!r}. Weigh rows by it, or give its detector.",
+            uri=model_uri,
+        )
     if not folder.is_dir():
         raise ArtifactError(
             f"the model must be one that this package saved, got {model_uri!r} without data/{DETECTOR_FOLDER}. "

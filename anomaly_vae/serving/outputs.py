@@ -67,7 +67,14 @@ def appearing(output: Path) -> Iterator[Path]:
                 os.close(folder)
 
 
-def check_output(output: Path, source: Path, config: ScoreConfig, taken: Collection[str]) -> None:
+def check_output(
+    output: Path,
+    source: Path,
+    config: ScoreConfig,
+    taken: Collection[str],
+    *,
+    suffixes: Sequence[str] = OUTPUT_SUFFIXES,
+) -> None:
     """Refuse an output that cannot be written, lies in the input, or exists and may not be replaced.
 
     Args:
@@ -75,13 +82,14 @@ def check_output(output: Path, source: Path, config: ScoreConfig, taken: Collect
         source: The input.
         config: Of the job: its keys, and whether to overwrite.
         taken: Names of the output's columns besides the keys.
+        suffixes: How its name may end.
 
     Raises:
         ConfigError: Its name or place cannot be used, or a key has the name of another column.
         OutputExistsError: It exists.
     """
-    if output.suffix not in OUTPUT_SUFFIXES:
-        raise ConfigError(f"an output must end in one of {', '.join(OUTPUT_SUFFIXES)}, got {output.name!r}. Rename it.")
+    if output.suffix not in suffixes:
+        raise ConfigError(f"an output must end in one of {', '.join(suffixes)}, got {output.name!r}. Rename it.")
     if not output.parent.is_dir():
         raise ConfigError(f"an output's folder must exist, got {str(output.parent)!r}. Make it first.")
     if output.is_dir():

@@ -15,7 +15,8 @@ from ..data.image_source import FILE, ImageError, ImageSource
 from ..data.images import ImageSchema
 from ..data.rows import PARQUET_SUFFIXES, read_frames, read_table, table_files
 from ..data.schema import Schema
-from ..errors import UnreadableDataError
+from ..errors import ConfigError, SchemaError, UnreadableDataError
+from ..evaluation.groups import MISSING
 
 ROW = "row"
 """The key column of an output that was given no key: the row's number in the input, from 0."""
@@ -99,12 +100,43 @@ def stream(
     return Stream(frames, _key_types(Path(source), key))
 
 
-def read_all(source: str | Path, schema: Schema | ImageSchema | None = None) -> Whole:
-    """Return a whole table, or set of images, for training or calibration; see `stream`."""
+def read_all(source: str | Path, schema: Schema | ImageSchema | None = None, *, group: str | None = None) -> Whole:
+    """Return a whole table, or set of images, for training or calibration; see `stream`.
+
+    Args:
+        source: See `stream`.
+        schema: The model's columns, or images.
+        group: A column of groups, kept beside images, and text in CSV where the model does not know it.
+    """
     if isinstance(schema, ImageSchema):
-        opened = open_images(source)
-        return Whole(opened.read(schema)[[schema.column]], opened.errors)
-    return Whole(read_table(source, text=schema.text_columns if schema else ()), [])
+        opened = open_images(source, label=group)
+        return Whole(opened.read(schema)[[schema.column, *([group] if group else [])]], opened.errors)
+    text = {*(schema.text_columns if schema else ()), *beyond(schema, group)}
+    return Whole(read_table(source, text=text), [])
+
+
+def beyond(schema: Schema | ImageSchema | None, *names: str | None) -> list[str]:
+    """Return which of some columns the model does not know; None among them is passed over."""
+    known = () if schema is None else schema.names
+    return [name for name in dict.fromkeys(names) if name is not None and name not in known]
+
+
+def group_names(frame: pd.DataFrame, column: str) -> pd.Series:
+    """Return each row's group as text, the same from CSV and from Parquet; "(missing)" where the cell is.
+
+    Raises:
+        SchemaError: The column is absent.
+        ConfigError: No cell of it has a value.
+    """
+    if column not in frame.columns:
+        shown = ", ".join(repr(str(name)) for name in frame.columns[:8])
+        raise SchemaError(f"a group must be a column of the table, got {column!r}. It has {shown}.", column=column)
+    cells = frame[column]
+    if not cells.notna().any():
+        raise ConfigError(f"a group column must have values, got none in {column!r}. Choose another.", column=column)
+    if pd.api.types.is_float_dtype(cells.dtype):  # whole numbers beside missing cells
+        return cells.map(lambda value: MISSING if pd.isna(value) else f"{value:.15g}")
+    return cells.astype(object).where(cells.notna(), MISSING).map(str)
 
 
 def read_images(source: str | Path, *, label: str | None = None, size: tuple[int, int] | None = None) -> Whole:

@@ -15,17 +15,18 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
-from numpy.typing import NDArray
+from mlflow.models.model import ModelInfo
+from numpy.typing import ArrayLike, NDArray
 
 from ..data.images import ImageSchema, is_image_column
 from ..detection.detector import Detector
@@ -39,6 +40,7 @@ from . import flavor, pictures
 if TYPE_CHECKING:
     from ..training import Epoch
 
+Model = TypeVar("Model")
 ALIAS = "champion"
 FLUSH_SECONDS = 2.0
 PARAM_LENGTH = 6000  # MLflow's own bound on a parameter's text
@@ -142,12 +144,16 @@ def train_and_register(
     return replace(registered, fit=fit, ranking=ranking)
 
 
-def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
+def recalibrate_and_register(
+    uri: str, frame: pd.DataFrame, *, groups: ArrayLike | None = None, group_column: str = ""
+) -> Registered:
     """Give a registered model a new calibration, without training, as a new version.
 
     Args:
         uri: `models:/name/version` or `models:/name@alias`.
         frame: Normal rows that the model was not trained on.
+        groups: Group of each row, (n,), to promise the false-alarm rate within each, see `Detector.calibrate`.
+        group_column: Where the groups came from, for the record.
 
     Raises:
         ArtifactError: The URI names no model.
@@ -156,16 +162,20 @@ def recalibrate_and_register(uri: str, frame: pd.DataFrame) -> Registered:
     """
     loaded = load(uri)
     name = registry_name(loaded.uri)
-    detector = loaded.detector.calibrate(frame)
+    detector = loaded.detector.calibrate(frame, groups=groups)
     with quiet(), tracked_run(name) as run_id:
         mlflow.log_params({"calibrated_from": redacted(loaded.uri), "calibration_rows": len(frame)})
+        if groups is not None:
+            mlflow.log_params(
+                {"calibration_group": group_column, "calibration_groups": len(detector.calibration.groups)}
+            )
         return _register(detector, name, run_id)
 
 
 def checkpoint_path(name: str, frame: pd.DataFrame, config: Config, labels: NDArray[np.bool_] | None = None) -> Path:
     """Return where an unfinished training of these rows under these settings keeps its state."""
     digest = hashlib.sha256(json.dumps([config.to_dict(), list(map(str, frame.columns))], sort_keys=True).encode())
-    digest.update(_content(frame))
+    digest.update(content(frame))
     digest.update(b"" if labels is None else np.asarray(labels).tobytes())
     return _default_root() / "checkpoints" / f"{name}-{digest.hexdigest()[:16]}.safetensors"
 
@@ -179,10 +189,25 @@ def load(uri: str) -> Loaded:
     Raises:
         ArtifactError: There is no such model, or it is damaged.
     """
+    detector, resolved = found(uri, Detector.load, flavor.load_model)
+    return Loaded(detector=detector, uri=resolved)
+
+
+def found(uri: str, own: Callable[[Path], Model], logged: Callable[[str], Model]) -> tuple[Model, str]:
+    """Return what a URI names, and the URI with an alias resolved to the version it stands for.
+
+    Args:
+        uri: See `load`.
+        own: Reads a folder without MLflow's files.
+        logged: Reads an MLflow model.
+
+    Raises:
+        ArtifactError: There is no such model, or it is damaged.
+    """
     path = Path(uri)
     if path.is_dir():
-        own = (path / "config.json").is_file()  # what Detector.save wrote, without MLflow's files around it
-        return Loaded(detector=Detector.load(path) if own else flavor.load_model(uri), uri=uri)
+        bare = (path / "config.json").is_file()  # what `save` wrote, without MLflow's files around it
+        return own(path) if bare else logged(uri), uri
     if not re.match(r"[a-z][a-z0-9+.-]*:", uri):
         raise ArtifactError(
             f"the model must be a URI such as models:/name@champion or a folder, got {uri!r}. Check the name.", uri=uri
@@ -197,7 +222,7 @@ def load(uri: str) -> Loaded:
         connect()
         try:
             resolved = resolve(uri)
-            return Loaded(detector=flavor.load_model(resolved), uri=resolved)
+            return logged(resolved), resolved
         except (MlflowException, OSError) as error:
             reason = str(error).strip().splitlines()[0].removeprefix("RESOURCE_DOES_NOT_EXIST: ")
             raise ArtifactError(
@@ -313,7 +338,7 @@ def _log_settings(config: Config, rows: pd.DataFrame, name: str, source: str | N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a hint about whole numbers with gaps, which the schema handles
         if is_image_column(rows):
-            digest = hashlib.sha256(_content(rows)).hexdigest()[:8]
+            digest = hashlib.sha256(content(rows)).hexdigest()[:8]
             table = pd.DataFrame({"images": [len(rows)]})
             data = mlflow.data.from_pandas(table, source=source, name=name, digest=digest)
         else:
@@ -321,7 +346,7 @@ def _log_settings(config: Config, rows: pd.DataFrame, name: str, source: str | N
         mlflow.log_input(data, context="training")
 
 
-def _content(frame: pd.DataFrame) -> bytes:
+def content(frame: pd.DataFrame) -> bytes:
     """Return bytes that differ where the rows do, or the images."""
     if not is_image_column(frame):
         return pd.util.hash_pandas_object(frame.astype(str), index=False).to_numpy().tobytes()
@@ -358,24 +383,35 @@ def _promised(detector: Detector) -> float:
 
 
 def _register(detector: Detector, name: str, run_id: str) -> Registered:
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stderr(nowhere),
-    ):  # MLflow prints there, past logging
-        info = flavor.log_model(detector, registered_model_name=name)
-    version = str(info.registered_model_version)
-    client = mlflow.MlflowClient()
-    aliases: Mapping[str, Any] = client.get_registered_model(name).aliases
-    if ALIAS not in aliases:
-        client.set_registered_model_alias(name, ALIAS, version)
+    version, champion = new_version(name, lambda: flavor.log_model(detector, registered_model_name=name))
     return Registered(
         uri=f"models:/{name}/{version}",
         name=name,
         version=version,
         run_id=run_id,
-        champion=aliases.get(ALIAS, version) == version,
+        champion=champion,
         detector=detector,
     )
+
+
+def new_version(name: str, log: Callable[[], ModelInfo]) -> tuple[str, bool]:
+    """Log and register a model; return its version and whether it is the champion, as the first of its name is.
+
+    Args:
+        name: Name in the registry.
+        log: Logs the model under that name.
+    """
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+    ):  # MLflow prints there, past logging
+        info = log()
+    version = str(info.registered_model_version)
+    client = mlflow.MlflowClient()
+    aliases: Mapping[str, Any] = client.get_registered_model(name).aliases
+    if ALIAS not in aliases:
+        client.set_registered_model_alias(name, ALIAS, version)
+    return version, aliases.get(ALIAS, version) == version
 
 
 def _registry_parts(uri: str) -> tuple[str | None, str | None]:

@@ -35,7 +35,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_it_shows_the_whole_way(demo: tuple[Path, str]) -> None:
     _, output = demo
-    assert re.findall(r"^(\d)  ", output, re.MULTILINE) == list("1234567")
+    assert re.findall(r"^(\d)  ", output, re.MULTILINE) == list("12345678")
     assert "178 benign tumours to learn; 179 benign, 212 malignant to test" in output
     assert "models:/breast-cancer/1" in output
     assert "mlflow ui" in output
