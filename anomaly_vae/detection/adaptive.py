@@ -1,8 +1,8 @@
 r"""log p(x) to a stated error: as many posterior samples for each row as its error needs.
 
 Samples are added in chunks, and a row leaves when the standard error of its estimate is within the bound. Of its
-weights :math:`v_i = e^{w_i}` only the largest and two sums are kept, so that memory does not grow with the samples. How
-many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
+weights :math:`v_i = e^{w_i}` only the largest and five sums are kept, so that memory does not grow with the samples.
+How many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
 same fixed shape, and so the same row has the same bits whatever batch it came in.
 
 Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more
@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models.family import Model
 from ..models.fused import Rows, Scorer
+from ..models.rare_weights import stated_error
 from ..models.threads import threads_worth
 from .scores import RELIABLE_SAMPLES, SMALLEST_BLOCK
 
@@ -44,7 +45,7 @@ class LogLikelihoods:
 
     Attributes:
         value: log p(x), nats, high = probable, (n,). It is a lower bound in expectation, tight within its error.
-        mc_se: Its Monte-Carlo standard error, by the delta method, (n,).
+        mc_se: Its standard error, (n,), see `bounds.monte_carlo_error`.
         ess: Effective sample size of the importance weights, (n,).
         k: Posterior samples used, (n,), integer.
         reached: Whether the error is within the bound, with an effective sample size to know it by, (n,).
@@ -58,12 +59,16 @@ class LogLikelihoods:
 
 
 class RunningWeights:
-    """The largest log weight so far, and the sums of weights and of their squares relative to it, (n,) each."""
+    """The largest log weight so far, and sums: of weights and their squares relative to it, and of log weights.
+
+    Of the latter the mean, and the sums of squares and of cubes around it. All are (n,).
+    """
 
     def __init__(self, n: int) -> None:
         self.largest = torch.full((n,), -torch.inf, dtype=torch.float64)
         self.first, self.second = torch.zeros(2, n, dtype=torch.float64)
         self.count = torch.zeros(n, dtype=torch.int64)
+        self.mean, self.squares, self.cubes = torch.zeros(3, n, dtype=torch.float64)
 
     def add(self, rows: Tensor, log_weights: Tensor) -> None:
         """Add log weights (k, r), of which the first belong to these rows, each named once, and the rest to none."""
@@ -77,7 +82,23 @@ class RunningWeights:
         self.first[rows] = self.first[rows] * shrunk + first
         self.second[rows] = self.second[rows] * shrunk.square() + second
         self.largest[rows] = largest
-        self.count[rows] += len(log_weights)
+        self._add_moments(rows, log_weights)
+
+    def _add_moments(self, rows: Tensor, log_weights: Tensor) -> None:
+        """Join the moments of more log weights (k, r) to those of these rows (Pebay 2008, eq. 2.1 and 2.2)."""
+        k, seen = len(log_weights), self.count[rows]
+        mean = log_weights.mean(0)
+        around = log_weights - mean
+        mean, squares, cubes = (part[: len(rows)] for part in (mean, around.square().sum(0), around.pow(3).sum(0)))
+        apart, all_ = mean - self.mean[rows], seen + k
+        self.cubes[rows] += (
+            cubes
+            + apart.pow(3) * seen * k * (seen - k) / all_.square()
+            + 3 * apart * (seen * squares - k * self.squares[rows]) / all_
+        )
+        self.squares[rows] += squares + apart.square() * seen * k / all_
+        self.mean[rows] += apart * k / all_
+        self.count[rows] = all_
 
     def log_mean(self) -> Tensor:
         """Return the log of the mean weight, (n,)."""
@@ -88,10 +109,13 @@ class RunningWeights:
         return self.first.square() / self.second
 
     def error(self) -> Tensor:
-        """Return the standard error of the log of the mean weight, (n,), by the delta method."""
+        """Return the standard error of the log of the mean weight, (n,), as `bounds.monte_carlo_error` has it."""
         mean = self.first / self.count
         variance = (self.second - self.count * mean.square()).clamp(min=0.0) / (self.count - 1)
-        return (variance / self.count).sqrt() / mean
+        spread = (self.squares / self.count).sqrt()
+        skewness = self.cubes / self.count / spread.pow(3)
+        delta = (variance / self.count).sqrt() / mean
+        return stated_error(delta, self.effective(), spread, skewness, self.count)
 
 
 def looks(max_k: int) -> list[int]:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from .rare_weights import stated_error
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -157,8 +158,10 @@ def beta_elbo(t: Terms, beta: float) -> Tensor:
 def monte_carlo_error(log_weights: Tensor, bound: str) -> Tensor:
     r"""Return the standard error of a bound's estimate, (n,), NaN at k = 1.
 
-    For the ELBO the standard error of a mean; for the importance-weighted bound the delta method,
-    :math:`\mathrm{se}(\log \bar v) \approx \mathrm{sd}(v) / (\sqrt{k}\, \bar v)` with :math:`v = e^w`.
+    For the ELBO the standard error of a mean. For the importance-weighted bound, as an estimate of log p(x), the delta
+    method, :math:`\mathrm{se}(\log \bar v) \approx \mathrm{sd}(v) / (\sqrt{k}\, \bar v)` with :math:`v = e^w`;
+    or, where few weights count and it is clearly larger, what log weights so spread leave unseen, bias included
+    (`rare_weights`).
 
     Args:
         log_weights: Shape (k, n).
@@ -170,7 +173,11 @@ def monte_carlo_error(log_weights: Tensor, bound: str) -> Tensor:
     if bound == "elbo":
         return log_weights.std(0) / math.sqrt(k)
     v = (log_weights - log_weights.amax(0)).exp()
-    return v.std(0) / (v.mean(0) * math.sqrt(k))
+    delta = v.std(0) / (v.mean(0) * math.sqrt(k))
+    apart = log_weights - log_weights.mean(0)
+    spread = apart.square().mean(0).sqrt()
+    effective = v.sum(0).square() / v.square().sum(0)
+    return stated_error(delta, effective, spread, apart.pow(3).mean(0) / spread.pow(3), k)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
