@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import betabinom, binom
 
 from ..errors import ConfigError, ShapeError
+from ..evaluation.summaries import bulk_of
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Comparison
@@ -96,7 +97,7 @@ def score_histogram(scores: ArrayLike, threshold: float, labels: ArrayLike | Non
     anomalous = None if labels is None else np.asarray(labels).astype(bool)
     if anomalous is not None and anomalous.shape != values.shape:
         raise ShapeError(f"labels must have the scores' shape {values.shape}, got {anomalous.shape}. Pass one per row.")
-    low, high = _bulk(values, threshold)
+    low, high = bulk_of(values, threshold)
     edges = np.linspace(low, high, _BINS + 1).tolist()
     figure = Figure(figsize=(9, 4.5), layout="constrained", facecolor="white")
     axes = figure.subplots()
@@ -150,7 +151,7 @@ def calibration_curve(p_values: ArrayLike, *, n_calibration: int | None = None) 
     panels = ((1.0, f"False alarms of {len(values):,} normal rows"), (0.1, "The same, up to α = 10 %"))
     for axes, (end, title) in zip(figure.subplots(1, 2), panels, strict=True):
         alpha = np.linspace(0, end, 201)
-        low, high = _band(alpha, len(values), n_calibration)
+        low, high = calibration_band(alpha, len(values), n_calibration)
         observed = np.searchsorted(values, alpha + 1e-12, side="right") / len(values)
         _style(axes, title, "promised rate α", "observed share with p ≤ α")
         axes.fill_between(alpha, low, high, color=PALE, label="95 % band of an exact calibration", linewidth=0)
@@ -199,8 +200,16 @@ def mean_ranks(names: Sequence[str], comparison: Comparison, *, metric: str) -> 
     return figure
 
 
-def _band(alpha: NDArray[np.float64], n: int, n_calibration: int | None) -> tuple[NDArray, NDArray]:
-    """Central 95 % of the share of n normal rows with p ≤ alpha under split-conformal calibration."""
+def calibration_band(
+    alpha: NDArray[np.float64], n: int, n_calibration: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the central 95 % of the share of normal rows with p <= alpha under split-conformal calibration.
+
+    Args:
+        alpha: Rates, (a,).
+        n: Normal rows.
+        n_calibration: Calibration rows behind the p-values; None: the chance of the n rows alone.
+    """
     if n_calibration is None:
         law = binom(n, alpha)
         return law.ppf(0.025) / n, law.ppf(0.975) / n
@@ -213,18 +222,6 @@ def _band(alpha: NDArray[np.float64], n: int, n_calibration: int | None) -> tupl
     low[certain] = high[certain] = 1.0
     low[impossible] = high[impossible] = 0.0
     return low, high
-
-
-def _bulk(values: NDArray[np.float64], threshold: float) -> tuple[float, float]:
-    """Ends of an axis that shows the bulk of the scores and the threshold."""
-    smallest, lower, median, upper, largest = np.quantile(values, [0, 0.01, 0.5, 0.9, 1])
-    reach = max(upper, threshold) - median
-    low = max(smallest, min(lower, threshold) - reach)
-    high = min(largest, median + 5 * reach)
-    low, high = min(low, threshold), max(high, threshold)
-    if high - low <= 1e-12 * max(1.0, abs(high)):
-        return low - 0.5, high + 0.5
-    return float(low), float(high)
 
 
 def _mark_overflow(axes: Axes, n_below: int, n_above: int) -> None:
