@@ -195,17 +195,20 @@ def spread_of(
         raise ShapeError(f"scored rows must hold a finite score, got none in {seen} rows. Check the scored file.")
     drawn, values = drawn[: min(seen, sample)], values[: min(seen, sample)]
     bulk = np.concatenate([values[np.isfinite(values)], [low, high]])
-    ends = bulk_of(bulk, threshold)
+    ends = _ends(bulk, threshold)
     return Spread(rows=seen, edges=np.linspace(*ends, BINS + 1), top=best, sample=np.sort(drawn))
 
 
-def bulk_of(values: Floats, threshold: float | None) -> tuple[float, float]:
-    """Return the ends of an axis that shows the bulk of the scores, (n,), and the threshold."""
-    smallest, lower, median, upper, largest = np.quantile(values, [0, 0.01, 0.5, 0.9, 1])
-    shown = upper if threshold is None or not np.isfinite(threshold) else threshold
-    reach = max(upper, shown) - median
-    low, high = max(smallest, min(lower, shown) - reach), min(largest, median + 5 * reach)
-    low, high = min(low, shown), max(high, shown)
+def _ends(values: Floats, threshold: float | None) -> tuple[float, float]:
+    """Return the ends of an axis that shows most scores, (n,), and the threshold.
+
+    The normal rows are what lies below the threshold; an axis over all that lies above it would press them flat.
+    """
+    smallest, lower, tenth, upper, largest = np.quantile(values, [0, 0.01, 0.1, 0.9, 1])
+    mark = upper if threshold is None or not np.isfinite(threshold) else threshold
+    reach = abs(mark - tenth) or largest - smallest
+    low, high = max(smallest, min(lower, mark) - reach), min(largest, mark + 3 * reach)
+    low, high = min(low, mark), max(high, mark)
     if high - low <= 1e-12 * max(1.0, abs(high)):
         return float(low - 0.5), float(high + 0.5)
     return float(low), float(high)

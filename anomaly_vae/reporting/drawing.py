@@ -1,7 +1,7 @@
 """Figures of a report, from plain values: what a figure shows is what stands in the report's JSON, and nothing else.
 
 A figure is a mapping: `kind` (a name in `DRAWINGS`), `title`, `text` (what it shows, in words), `data` (the values) and
-`legend`. All are drawn 380 pixels wide with text of 12, so that they can be read on a phone and beside each other.
+`legend`. All are drawn 360 pixels wide with text of 12, so that they can be read on a phone and beside each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .svg import clean, inline, shade, text_width
 
 Data = Mapping[str, Any]
 
-WIDTH = 380
+WIDTH = 360
 HEIGHT = 236
 SIZE = 12
 LABEL_WIDTH = 132
@@ -46,7 +46,14 @@ def lines(data: Data) -> Figure:
     figure, axes = _plain(HEIGHT)
     band = data.get("band")
     if band:
-        axes.fill_between(band["x"], band["low"], band["high"], color=shade("band"), linewidth=0)
+        axes.fill_between(
+            band["x"],
+            band["low"],
+            band["high"],
+            color=shade("band"),
+            linewidth=0,
+            step="post" if band.get("step") else None,
+        )
     for one in data["series"]:
         style = _STYLES[one.get("style", "solid")]
         y = [math.nan if v is None else v for v in one["y"]]
@@ -116,7 +123,9 @@ def intervals(data: Data) -> Figure:
 def bars(data: Data) -> Figure:
     """Draw `rows` of a label and one value for each of the `series`, as bars beside each other."""
     rows, series = data["rows"], data["series"]
-    figure, axes, y = _rows([row["label"] for row in rows], data, row=_ROW if len(series) == 1 else 34)
+    figure, axes, y = _rows(
+        [row["label"] for row in rows], data, row=34 if len(series) > 1 else _ROW if len(rows) <= 12 else 17
+    )
     thick = 0.66 / len(series)
     for i, one in enumerate(series):
         heights = y + (i - (len(series) - 1) / 2) * thick
@@ -200,7 +209,7 @@ def _rows(labels: Sequence[str], data: Data, *, row: float = _ROW) -> tuple[Figu
 
 def _finished(figure: Figure, axes: Axes, data: Data, *, across: bool = False) -> Figure:
     """Put on ticks and labels and give them the room they need; `across`: values go across, names are at the left."""
-    formats = FuncFormatter(lambda v, _: f"{v:.3g}".replace("-", "−") if abs(v) < 1e4 else short(v))
+    formats = FuncFormatter(lambda v, _: short(v))
     shares = FuncFormatter(lambda v, _: f"{100 * v:.3g} %")
     width, height = figure.get_size_inches() * 72
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

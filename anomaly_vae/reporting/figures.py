@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import betabinom, binom
 
 from ..errors import ConfigError, ShapeError
-from ..evaluation.summaries import bulk_of
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Comparison
@@ -97,7 +96,7 @@ def score_histogram(scores: ArrayLike, threshold: float, labels: ArrayLike | Non
     anomalous = None if labels is None else np.asarray(labels).astype(bool)
     if anomalous is not None and anomalous.shape != values.shape:
         raise ShapeError(f"labels must have the scores' shape {values.shape}, got {anomalous.shape}. Pass one per row.")
-    low, high = bulk_of(values, threshold)
+    low, high = _bulk(values, threshold)
     edges = np.linspace(low, high, _BINS + 1).tolist()
     figure = Figure(figsize=(9, 4.5), layout="constrained", facecolor="white")
     axes = figure.subplots()
@@ -222,6 +221,18 @@ def calibration_band(
     low[certain] = high[certain] = 1.0
     low[impossible] = high[impossible] = 0.0
     return low, high
+
+
+def _bulk(values: NDArray[np.float64], threshold: float) -> tuple[float, float]:
+    """Ends of an axis that shows the bulk of the scores and the threshold."""
+    smallest, lower, median, upper, largest = np.quantile(values, [0, 0.01, 0.5, 0.9, 1])
+    reach = max(upper, threshold) - median
+    low = max(smallest, min(lower, threshold) - reach)
+    high = min(largest, median + 5 * reach)
+    low, high = min(low, threshold), max(high, threshold)
+    if high - low <= 1e-12 * max(1.0, abs(high)):
+        return low - 0.5, high + 0.5
+    return float(low), float(high)
 
 
 def _mark_overflow(axes: Axes, n_below: int, n_above: int) -> None:

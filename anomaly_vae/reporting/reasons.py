@@ -17,9 +17,9 @@ MOST_PARTS = 12
 """Parts of a score that are pictured one by one."""
 _ENLARGED = 96
 _WORDS = {
-    "(other columns)": "all other columns",
-    "(latent)": "the code itself",
-    "(dependence)": "what columns tell of each other",
+    "(other columns)": "other columns",
+    "(latent)": "latent code",
+    "(dependence)": "dependence",
 }
 
 
@@ -106,7 +106,7 @@ def _card(row: StrangeRow) -> Section:
     if row.parts:
         parts = _gathered(row.parts)
         costliest = max(parts, key=lambda part: part["nats"])
-        text = f"{costliest['label']} costs most, {costliest['nats']:.1f} of {row.score:.1f} nats."
+        text = f"{costliest['label']} costs most: {costliest['nats']:.1f} nats, of a score of {row.score:.1f}."
         data = {"parts": parts, "total": row.score, "x_label": "nats"}
         figures.append(figure("waterfall", f"What {name} costs", text, data))
         cells = [

@@ -27,7 +27,9 @@ MOST_COLUMNS = 60
 """Columns of a table that are shown one by one."""
 MOST_EPOCHS = 300
 SPARK_BINS = 16
+_SPREAD = "values: median (1st to 99th percentile), or shares"
 MOST_COLOURS = len(SERIES)
+_LABELS = ("normal", "anomalous")
 
 
 def data_section(
@@ -70,9 +72,9 @@ def data_section(
         sentences.append(f"Left out: {names}{more}.")
     if len(schema.modelled) > MOST_COLUMNS:
         sentences.append(f"The first {MOST_COLUMNS} of {len(schema.modelled):,} columns are shown.")
-    head = (
-        ["column", "kind"] + (["missing"] if missing is not None else []) + (["values"] if sample is not None else [])
-    )
+    noted = any(column.reason for column in schema.modelled[:MOST_COLUMNS])
+    head = ["column", "kind"] + (["missing"] if missing is not None else []) + ([_SPREAD] if sample is not None else [])
+    head += ["note"] if noted else []
     body = []
     for column in schema.modelled[:MOST_COLUMNS]:
         line: list[Any] = [cropped(column.name, 80), column.kind]
@@ -80,8 +82,8 @@ def data_section(
             line.append({"share": missing.get(column.name, 0) / max(rows or 1, 1)})
         if sample is not None:
             line.append(_values(sample[column.name], column) if column.name in sample.columns else "(absent)")
-        body.append([*line, cropped(column.reason)])
-    return section("data", "The data", sentences=sentences, tables=[table("Columns", [*head, "note"], body)])
+        body.append([*line, *([cropped(column.reason)] if noted else [])])
+    return section("data", "The data", sentences=sentences, tables=[table("Columns", head, body)])
 
 
 def training_section(history: Sequence[Epoch]) -> Section:
@@ -184,7 +186,7 @@ def calibration_section(counts: Counts | None, *, calibration_rows: int, which: 
                 "lines", name, f"The share of rows with p ≤ α against α: it {inside}.",
                 {"series": [{"x": [0, end], "y": [0, end], "colour": "muted", "style": "dash"},
                             {"x": alpha, "y": observed, "colour": "blue", "style": "step"}],
-                 "band": {"x": alpha, "low": below, "high": above}, "x_range": [0, end],
+                 "band": {"x": alpha, "low": below, "high": above, "step": True}, "x_range": [0, end],
                  "y_range": [0, max(end, observed[-1], above[-1]) * 1.02], "x_shares": True, "y_shares": True,
                  "x_label": "promised rate α", "y_label": "observed share with p ≤ α"},
                 [("observed", "blue", "line"), ("promised", "muted", "dash"), ("95 % band if exact", "band", "box")],
@@ -299,6 +301,8 @@ def latent_section(
             lambda v: "(missing)" if pd.isna(v) else cropped(v, 40)
         )
         shown = text.value_counts().index[:MOST_COLOURS].tolist()
+        if set(shown) <= set(_LABELS):
+            shown = list(_LABELS)  # in the colours that they have elsewhere
         if text.nunique() > MOST_COLOURS:
             shown[-1] = "(others)"
             text = text.where(text.isin(shown[:-1]), "(others)")

@@ -20,7 +20,7 @@ from ..detection.detector import Detector
 from ..errors import ConfigError, DataWarning, SchemaError
 from ..estimator import Fit
 from ..evaluation.audit import audit
-from ..evaluation.metrics import Rate, auroc_ap, flag_rate
+from ..evaluation.metrics import Ranking, Rate, auroc_ap, flag_rate
 from ..evaluation.summaries import ScoreSummary
 from ..options import AuditConfig, ReportConfig, ScoreConfig
 from ..reporting.findings import audit_section
@@ -179,16 +179,16 @@ def training_sections(
                         threshold=None, config=config)  # fmt: skip
         of_fresh = only.summary.counts["all"]
     which = "validation rows, which only decided when training stopped"
+    judged, ranking = _judged(detector, seen, config, notes=["They are rows that were not trained on."])
     sections = [
         _looked_at(detector, named(rows), config),
         training_section(fit.history),
         calibration_section(of_fresh, calibration_rows=detector.calibration.rows, which=which),
-        *_judged(detector, seen, config, notes=["They are rows that were not trained on."]),
+        judged,
         strangest_of(detector, seen, None, images=isinstance(detector.schema, ImageSchema)),
         _latent(detector, seen, config, {}),
     ]
-    tiles |= {"rows scored": seen.summary.rows, "flagged": seen.summary.flagged, "threshold, nats": threshold}
-    return sections, tiles
+    return sections, tiles | _tiles(detector, seen, ranking)
 
 
 def data_sections(
@@ -251,19 +251,15 @@ def data_sections(
     which = "rows labelled normal" if known else "scored rows"
     calibrated = detector.calibration.rows
     tested = counts["normal"] if known and "normal" in counts else counts.get("all")
-    tiles = {
-        "rows scored": seen.summary.rows,
-        "flagged": seen.summary.flagged,
-        "threshold, nats": seen.summary.threshold,
-    }
+    judged, ranking = _judged(detector, seen, config)
     return [
         shown,
         *about,
         calibration_section(tested, calibration_rows=calibrated, which=which, normal=known),
-        *_judged(detector, seen, config),
+        judged,
         strangest_of(detector, seen, top_scores, images=images),
         *_latent_and_audit(detector, seen, config, groups),
-    ], tiles  # fmt: skip
+    ], _tiles(detector, seen, ranking)  # fmt: skip
 
 
 _LABEL = "\0anomalous"  # a name that no table has
@@ -316,7 +312,9 @@ def _looked_at(detector: Detector, rows: pd.DataFrame, config: ReportConfig) -> 
     return data_section(detector.schema, rows=len(rows), sample=some, missing=missing)
 
 
-def _judged(detector: Detector, seen: Gathered, config: ReportConfig, notes: Sequence[str] = ()) -> list[Section]:
+def _judged(
+    detector: Detector, seen: Gathered, config: ReportConfig, notes: Sequence[str] = ()
+) -> tuple[Section, Ranking | None]:
     summary, notes = seen.summary, list(notes)
     ranking, rates = None, _rates(summary)
     if seen.anomalous is not None:
@@ -327,7 +325,22 @@ def _judged(detector: Detector, seen: Gathered, config: ReportConfig, notes: Seq
                 notes.append(f"AUROC and average precision are those of {len(scores):,} rows at random.")
         else:
             notes.append("The labels are all of one kind, so there is no AUROC.")
-    return [scores_section(summary, score_kind=detector.config.score_kind, ranking=ranking, rates=rates, notes=notes)]
+    section = scores_section(summary, score_kind=detector.config.score_kind, ranking=ranking, rates=rates, notes=notes)
+    return section, ranking
+
+
+def _tiles(detector: Detector, seen: Gathered, ranking: Ranking | None) -> dict[str, Any]:
+    """Return the figures for the top of the page."""
+    summary = seen.summary
+    normal = summary.counts.get("normal")
+    return {
+        "rows scored": summary.rows,
+        "flagged": f"{summary.flagged:,} ({summary.flagged / summary.rows:.2%})",
+        "false alarms": f"{normal.flagged / normal.rows:.1%}" if normal is not None and normal.rows else None,
+        "AUROC": None if ranking is None else f"{ranking.auroc:.3f}",
+        "threshold, nats": summary.threshold,
+        "calibrated with": f"{detector.calibration.rows:,} rows",
+    }
 
 
 def _rates(summary: ScoreSummary) -> dict[str, Rate]:
