@@ -92,6 +92,7 @@ def test_rooms_say_what_they_are_for() -> None:
         "training",
         "evaluation",
         "reporting",
+        "cards",
         "serving",
         "cli",
     ):

@@ -27,6 +27,7 @@ SIZE = 12
 LABEL_WIDTH = 132
 """Pixels that names beside bars may take; longer ones are cut."""
 _ROW = 25
+_NAME = "name"
 _DASHES = (0, (5, 4))
 _STYLES: dict[str, dict[str, Any]] = {"solid": {}, "dash": {"linestyle": _DASHES}, "step": {"drawstyle": "steps-post"}}
 
@@ -202,7 +203,10 @@ def _rows(labels: Sequence[str], data: Data, *, row: float = _ROW) -> tuple[Figu
     """Return axes with one line for each label, the first on top, and the lines' heights."""
     figure, axes = _plain(len(labels) * row + 46)
     y = np.arange(len(labels), dtype=float)
-    axes.set_yticks(y, [cut(label) for label in labels])
+    axes.set_yticks([])  # a tick costs ten times what its text does
+    for height, label in zip(y, labels, strict=True):
+        text = cut(label)
+        axes.text(0, height, text, transform=axes.get_yaxis_transform(), va="center", ha="right", gid=_NAME)
     axes.set_ylim(len(labels) - 0.45, -0.55)
     return figure, axes, y
 
@@ -221,18 +225,19 @@ def _finished(figure: Figure, axes: Axes, data: Data, *, across: bool = False) -
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_color(shade("line"))
-    axes.tick_params(length=0, pad=5, labelsize=SIZE, labelcolor=shade("muted"))
-    if across:
-        axes.tick_params(axis="y", labelcolor=shade("ink"))
+    axes.tick_params(length=0, pad=6, labelsize=SIZE, labelcolor=shade("muted"))
     axes.grid(axis="x" if across else "y", color=shade("grid"), linewidth=1)
     axes.set_axisbelow(True)
     low, high = sorted(axes.get_ylim())
-    ticks = [t.get_text() for t in axes.get_yticklabels()] if across else [
+    names = [text for text in axes.texts if text.get_gid() == _NAME]
+    ticks = [name.get_text() for name in names] if across else [
         axes.yaxis.get_major_formatter()(t) for t in axes.yaxis.get_majorticklocs() if low <= t <= high
     ]  # fmt: skip
     left = max((text_width(t, SIZE) for t in ticks), default=0) + 9
     over, under = (24 if data.get("y_label") else 8), (42 if data.get("x_label") else 24)
     axes.set_position((left / width, under / height, (width - left - 20) / width, (height - over - under) / height))
+    for name in names:
+        name.set(x=-6 / (width - left - 20), fontsize=SIZE, color=shade("ink"))
     label: dict[str, Any] = {"fontsize": SIZE, "color": shade("muted")}
     if data.get("y_label"):
         figure.text(2 / width, 1 - 13 / height, cut(data["y_label"], width - 8), ha="left", **label)

@@ -246,9 +246,11 @@ def scores_section(
         pairs["average precision"] = (
             f"{ranking.average_precision:.3f} ({ranking.level:.0%}: {ranking.ap_low:.3f} to {ranking.ap_high:.3f})"
         )
-    rows = [[name, rate.n, rate.count, {"share": rate.rate}, f"{rate.low:.1%} to {rate.high:.1%}"]
-            for name, rate in (rates or {}).items()]  # fmt: skip
-    listed = [table("Flagged rows", ["rows", "number", "flagged", "share", "95 % interval"], rows)] if rows else []
+    rows = [
+        [name, f"{rate.count:,} of {rate.n:,}", {"share": rate.rate}, f"{rate.low:.1%} to {rate.high:.1%}"]
+        for name, rate in (rates or {}).items()
+    ]
+    listed = [table("Flagged rows", ["rows", "flagged", "share", "95 % interval"], rows)] if rows else []
     return section(
         "scores",
         "Scores and threshold",

@@ -43,7 +43,7 @@ from .streams import stream
 EXPLAINED = 8
 EXAMPLES = 12
 MOST_IMAGES = 2000
-TRAINING_SAMPLE, TRAINING_POINTS = 5000, 1500
+TRAINING_SAMPLE, TRAINING_POINTS, TRAINING_TOP = 5000, 1500, 4
 """Fewer than of a report that was asked for: training is not to wait for a picture."""
 _NAME_DATA = "Name the data with --data, or a scored file with --scored."
 
@@ -132,7 +132,7 @@ def write_training_report(
         facts: Where it comes from, by name.
     """
     started = time.perf_counter()
-    config = ReportConfig(sample=TRAINING_SAMPLE, points=TRAINING_POINTS)
+    config = ReportConfig(sample=TRAINING_SAMPLE, points=TRAINING_POINTS, top=TRAINING_TOP)
     sections, tiles = training_sections(fit, rows, scored=scored, config=config)
     sections.append(provenance(fit.detector, model=model, facts=facts))
     subtitle = f"The training of a detector of {fit.detector.kind}."
