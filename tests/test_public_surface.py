@@ -19,6 +19,7 @@ SURFACE = [
     "ImageConfig",
     "ImageSchema",
     "LatentDensityResampler",
+    "ReportConfig",
     "ResampleConfig",
     "RowWeigher",
     "Schema",
