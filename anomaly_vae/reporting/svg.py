@@ -40,7 +40,8 @@ SERIES = ("blue", "vermillion", "green", "purple", "gold", "pale")
 _NAMES = {light: name for name, (light, _) in PALETTE.items()}
 _ANCHORS = {"left": "start", "center": "middle", "right": "end"}
 _WIDE = 1.05
-_NARROW = 0.56
+_NARROW = 0.62
+_MINUS = 0.84
 """Widths of characters in units of the font's size; generous, since the reader's font is unknown."""
 
 
@@ -75,7 +76,8 @@ def clean(text: str) -> str:
 
 def text_width(text: str, size: float) -> float:
     """Return about how wide text is, in the units of its size."""
-    return size * sum(_WIDE if unicodedata.east_asian_width(c) in "WF" else _NARROW for c in text)
+    widths = {"−": _MINUS, "%": 0.95, ".": 0.32, ",": 0.32, " ": 0.32}
+    return size * sum(widths.get(c, _WIDE if unicodedata.east_asian_width(c) in "WF" else _NARROW) for c in text)
 
 
 class _Renderer(RendererBase):
