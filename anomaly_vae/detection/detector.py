@@ -386,8 +386,7 @@ class Detector:
 
     def _repr_html_(self) -> str:
         facts = self.describe()
-        columns, calibration = facts.pop("columns"), facts.pop("calibration")
-        shown = {"score": facts["score_kind"], "calibration rows": calibration["rows"], "digest": facts["digest"]}
+        columns, shown = facts["columns"], {name: facts[name] for name in ("score_kind", "calibration", "digest")}
         return card(f"Detector of {self.kind}", shown, tables={f"{len(columns):,} columns": columns})
 
     def save(self, folder: str | Path) -> None:
