@@ -78,9 +78,15 @@ audit: $(READY) ## look the pinned dependencies up among known vulnerabilities; 
 	@test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip -qq install 'pip-audit>=2.10')
 	@$(BIN)/python pipelines/audit.py constraints.txt --pip-audit $(VENV)-audit/bin/pip-audit
 
-docs: $(READY) ## run every example of README and docs/, and the docstrings' examples
+docs: $(READY) $(VENV)/.docs ## run every example of README, docs/ and docstrings, then build the documentation into build/site
 	@$(BIN)/python -m pytest tests/test_readme.py $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest --doctest-modules anomaly_vae $(PYTEST_ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+	@echo "built: build/site/index.html"
+
+$(VENV)/.docs: $(READY)
+	@$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
 
 clean: ## remove .venv, caches and builds; tracked runs under mlruns/ stay
 	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

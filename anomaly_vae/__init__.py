@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .detection.detector import Detector
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
-    from .options import AuditConfig, ImageConfig, ResampleConfig, ScoreConfig, TrainConfig
+    from .options import AuditConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
     from .row_weigher import RowWeigher
 
@@ -34,6 +34,7 @@ _HOMES = {
     "ImageConfig": "options",
     "ImageSchema": "data.images",
     "LatentDensityResampler": "resampler",
+    "ReportConfig": "options",
     "ResampleConfig": "options",
     "RowWeigher": "row_weigher",
     "Schema": "data.schema",
@@ -51,6 +52,7 @@ __all__ = [
     "ImageConfig",
     "ImageSchema",
     "LatentDensityResampler",
+    "ReportConfig",
     "ResampleConfig",
     "RowWeigher",
     "Schema",

@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from . import training
+from .cards import card
 from .data.images import ImageSchema, frame_of, is_image_column
 from .data.rows import split_rows
 from .data.schema import Schema, named
@@ -46,6 +47,12 @@ class Fit:
     detector: Detector
     history: list[Epoch]
     split: dict[str, NDArray[np.intp]]
+
+    def _repr_html_(self) -> str:
+        best = max(self.history, key=lambda epoch: epoch.validation_elbo)
+        facts = {"epochs": len(self.history), "best validation ELBO, nats a row": best.validation_elbo}
+        facts |= {f"{name} rows": len(rows) for name, rows in self.split.items()}
+        return card("Fit", facts | {"active units": best.active_units}) + self.detector._repr_html_()
 
 
 def fit_detector(

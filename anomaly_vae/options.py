@@ -365,6 +365,29 @@ class AuditConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig(Options):
+    """What a report shows of a data set, and how much.
+
+    Example:
+        >>> ReportConfig(top=12).points
+        2000
+    """
+
+    alpha: float = option(0.05, "false-alarm rate to flag at; of a scored file the flags are its own")
+    top: int = option(6, "strangest rows, or images, shown with their reasons, at most 24")
+    points: int = option(2000, "points of the latent map at most")
+    sample: int = option(20_000, "rows drawn at random for the latent map, the columns' values and the audit")
+    seed: int = option(0, "seed of the draw")
+
+    def __post_init__(self) -> None:
+        check(is_number(self.alpha) and 0 < self.alpha < 1, "alpha", "be a number between 0 and 1", self.alpha)
+        bounds = {"top": (0, 24), "points": (1, 5000), "sample": (1, 100_000), "seed": (0, 2**63 - 1)}
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            check(is_integer(value, low) and value <= high, name, f"be an integer from {low} to {high}", value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig(Options):
     """How requests are answered over HTTP, and what is refused. All bounds are those of one worker.
 

@@ -42,6 +42,8 @@ from anomaly_vae.evaluation.metrics import auroc_ap, flag_rate
 from anomaly_vae.serving import tracking
 from anomaly_vae.serving.batch import score_file, strangest_rows
 from anomaly_vae.serving.pictures import strangest_of, write_pictures
+from anomaly_vae.serving.provenance import recorded
+from anomaly_vae.serving.report import write_data_report
 
 NAME = "breast-cancer"
 SEED = 0
@@ -227,7 +229,17 @@ def main(root: Path) -> None:
     with step(7, "Rebalance: digits of which a few are turned, which nobody is told"):
         demonstrated(say, console)
 
-    with step(8, "Summary"):
+    with step(8, "Show it as one page that opens offline"):
+        page = folder / "report.html"
+        labelled = folder / "labelled.parquet"
+        test.assign(malignant=truth).to_parquet(labelled)
+        written = write_data_report(
+            detector, page, model=made.uri, recorded=recorded(made.uri), data=labelled, scored=done.path,
+            label="malignant", overwrite=True,
+        )  # fmt: skip
+        say(f"report: {written.path} ({page.stat().st_size / 1000:,.0f} kB), the numbers in it: {written.twin}")
+
+    with step(9, "Summary"):
         x, y = train.to_numpy(), test.to_numpy()
         scores = {"anomaly_vae": scored["anomaly_score"].to_numpy()}
         scores["isolation forest"] = -IsolationForest(random_state=SEED).fit(x).score_samples(y)

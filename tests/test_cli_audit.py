@@ -54,6 +54,19 @@ def test_planted_unfairness_is_said_in_a_sentence(folder: Path) -> None:
     assert "Use --overwrite" in run(folder, *words, code=2).stderr
 
 
+def test_an_audit_is_a_page_too(folder: Path) -> None:
+    words = ["audit", "models:/pumps/2", "unfair.csv", "--group", "team", "--out", "page.html"]
+    done = run(folder, *words)
+    text, twin = (folder / "page.html").read_text(), json.loads((folder / "page.json").read_text())
+    assert "Written to page.html" in done.stdout
+    found = {one["key"]: one for one in twin["sections"]}["audit"]
+    assert found["figures"][0]["title"] == "team: flagged"
+    rates = {row["label"]: row["value"] for row in found["figures"][0]["data"]["rows"]}
+    assert rates["b"] > 2 * rates["a"]
+    assert found["tables"][0]["rows"][0][0] in text
+    assert "Use --overwrite" in run(folder, *words, code=2).stderr
+
+
 def test_fair_data_are_left_in_peace(folder: Path) -> None:
     done = run(folder, "audit", "models:/pumps/2", "fair.csv", "--group", "team", "--group", "plant")
     assert "Nothing was found that chance would not bring about in 5% of audits" in done.stdout
@@ -122,7 +135,10 @@ def test_thresholds_by_group_keep_the_promise_in_each(folder: Path) -> None:
     [
         (["audit", "models:/pumps/2", "fair.csv", "--group", "taem"], "must be in the table, got 'taem'"),
         (["audit", "models:/pumps/2", "null.csv", "--group", "team"], "a group column must have values, got none"),
-        (["audit", "models:/pumps/2", "fair.csv", "--out", "audit.html"], "an output must end in one of .json, got"),
+        (
+            ["audit", "models:/pumps/2", "fair.csv", "--out", "audit.txt"],
+            "must end in one of .json, .html, got",
+        ),
         (["audit", "models:/pumps/2", "fair.csv", "--level", 2], "level must be a number between 0 and 1"),
         (["audit", "models:/none/1", "fair.csv", "--group", "team"], "must have at least 19 calibration rows"),
         (["score", "models:/pumps/2", "fair.csv", "x.csv", "--group", "team"], "a group must be one with calibration"),

@@ -19,6 +19,7 @@ SURFACE = [
     "ImageConfig",
     "ImageSchema",
     "LatentDensityResampler",
+    "ReportConfig",
     "ResampleConfig",
     "RowWeigher",
     "Schema",
@@ -92,6 +93,7 @@ def test_rooms_say_what_they_are_for() -> None:
         "training",
         "evaluation",
         "reporting",
+        "cards",
         "serving",
         "cli",
     ):

@@ -132,3 +132,33 @@ def test_named_targets_and_functions_exist(page: Path) -> None:
         for attribute in rest:
             assert hasattr(thing, attribute), f"{dotted} does not exist"
             thing = getattr(thing, attribute)
+
+
+def reference() -> list[str]:
+    """What the pages of the reference document, by full name."""
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    return [
+        name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+
+
+def test_the_reference_has_every_public_name() -> None:
+    import anomaly_vae
+
+    named = {name.rpartition(".")[2] for name in reference()}
+    assert {name for name in anomaly_vae.__all__ if name not in named} == {"AnomalyVaeError"}  # with its module
+    assert "anomaly_vae.errors" in reference()
+
+
+@pytest.mark.parametrize("name", reference())
+def test_what_the_reference_documents_is_there(name: str) -> None:
+    parent, _, last = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        assert getattr(importlib.import_module(parent), last).__doc__
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}

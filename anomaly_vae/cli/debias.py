@@ -22,7 +22,7 @@ from .shell import as_json, options_of, print_json
 )
 @click.option("--by", metavar="COL", help="Column the model is calibrated by (see `calibrate --group`).")
 @options_of(AuditConfig)
-@click.option("--out", type=click.Path(), metavar="FILE.json", help="Where to write all figures.")
+@click.option("--out", type=click.Path(), metavar="FILE", help="Where to write all figures: .json, or a page, .html.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
 @as_json
 def audit(

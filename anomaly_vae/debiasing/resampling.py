@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cards import Carded
 from ..errors import ConfigError, ShapeError
 from ..options import ResampleConfig
 from .strata import Strata
@@ -82,7 +83,7 @@ class GuardReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResampleReport:
+class ResampleReport(Carded):
     """What was done to a data set, and what it cost.
 
     Attributes:

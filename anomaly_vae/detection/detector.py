@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..cards import card
 from ..data.images import ImageSchema
 from ..data.schema import Schema, named
 from ..errors import CalibrationError, ConfigError, DataWarning, ShapeError
@@ -382,6 +383,11 @@ class Detector:
             "digest": self.digest,
             "config": self.config.to_dict(),
         }
+
+    def _repr_html_(self) -> str:
+        facts = self.describe()
+        columns, shown = facts["columns"], {name: facts[name] for name in ("score_kind", "calibration", "digest")}
+        return card(f"Detector of {self.kind}", shown, tables={f"{len(columns):,} columns": columns})
 
     def save(self, folder: str | Path) -> None:
         """Write the artifact; see `artifact.save`."""

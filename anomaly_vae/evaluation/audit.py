@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from ..cards import Carded
 from ..errors import ConfigError, ShapeError
 from ..options import AuditConfig
 from .coverage import Coverage, coverage
@@ -53,7 +54,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
+class Audit(Carded):
     """The outcome of an audit.
 
     Attributes:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ..cards import Carded
 from ..errors import ConfigError, ShapeError
 
 # Bootstrap counts held at once: 2^22 numbers are 32 MiB, whatever the number of rows or repetitions.
@@ -21,7 +22,7 @@ _CELLS = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
+class Ranking(Carded):
     """How well a score ranks anomalous rows above normal ones.
 
     Attributes:

@@ -150,7 +150,7 @@ def calibration_curve(p_values: ArrayLike, *, n_calibration: int | None = None) 
     panels = ((1.0, f"False alarms of {len(values):,} normal rows"), (0.1, "The same, up to α = 10 %"))
     for axes, (end, title) in zip(figure.subplots(1, 2), panels, strict=True):
         alpha = np.linspace(0, end, 201)
-        low, high = _band(alpha, len(values), n_calibration)
+        low, high = calibration_band(alpha, len(values), n_calibration)
         observed = np.searchsorted(values, alpha + 1e-12, side="right") / len(values)
         _style(axes, title, "promised rate α", "observed share with p ≤ α")
         axes.fill_between(alpha, low, high, color=PALE, label="95 % band of an exact calibration", linewidth=0)
@@ -199,8 +199,16 @@ def mean_ranks(names: Sequence[str], comparison: Comparison, *, metric: str) -> 
     return figure
 
 
-def _band(alpha: NDArray[np.float64], n: int, n_calibration: int | None) -> tuple[NDArray, NDArray]:
-    """Central 95 % of the share of n normal rows with p ≤ alpha under split-conformal calibration."""
+def calibration_band(
+    alpha: NDArray[np.float64], n: int, n_calibration: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the central 95 % of the share of normal rows with p <= alpha under split-conformal calibration.
+
+    Args:
+        alpha: Rates, (a,).
+        n: Normal rows.
+        n_calibration: Calibration rows behind the p-values; None: the chance of the n rows alone.
+    """
     if n_calibration is None:
         law = binom(n, alpha)
         return law.ppf(0.025) / n, law.ppf(0.975) / n

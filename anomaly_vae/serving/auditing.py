@@ -20,9 +20,13 @@ from ..data.rows import labels
 from ..debiasing.density import fit_density
 from ..debiasing.spaces import fit_space
 from ..detection.detector import Detector
-from ..errors import ConfigError, SchemaError
+from ..errors import ConfigError, SchemaError, redacted
 from ..evaluation.audit import Audit, audit
 from ..options import AuditConfig, ResampleConfig, ScoreConfig
+from ..reporting import report as page
+from ..reporting.findings import audit_section
+from ..reporting.parts import facts as named_facts
+from ..reporting.parts import section
 from .outputs import appearing, check_output
 from .streams import beyond, group_names, stream
 
@@ -137,10 +141,19 @@ def audit_file(
 
 
 def _json(path: Path, audited: Audited) -> None:
-    path.write_text(json.dumps(audited.to_dict(), indent=2, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    with appearing(path) as aside:
+        aside.write_text(json.dumps(audited.to_dict(), indent=2, ensure_ascii=False, allow_nan=False), "utf-8")
 
 
-WRITERS: dict[str, Callable[[Path, Audited], None]] = {".json": _json}
+def _page(path: Path, audited: Audited) -> None:
+    facts = {"model": redacted(audited.model), "data": redacted(audited.source), "seconds": audited.seconds}
+    provenance = section("provenance", "Provenance", facts=named_facts(facts))
+    tiles = {"rows": audited.audit.rows, "findings": len(audited.audit.findings)}
+    title = f"Audit of {audited.model}"
+    page.write_report([audit_section(audited.audit), provenance], path, title=title, tiles=tiles, overwrite=True)
+
+
+WRITERS: dict[str, Callable[[Path, Audited], None]] = {".json": _json, ".html": _page}
 """How an audit is written, by the suffix of its file."""
 
 
@@ -152,10 +165,11 @@ def check_report(path: str | Path, source: str | Path, *, overwrite: bool) -> No
         OutputExistsError: It exists and may not be overwritten.
     """
     check_output(Path(path), Path(source), ScoreConfig(overwrite=overwrite), (), suffixes=tuple(WRITERS))
+    if Path(path).suffix == ".html":
+        page.check_path(Path(path), overwrite=overwrite)  # beside a page stands its JSON
 
 
 def write_report(audited: Audited, path: str | Path) -> None:
     """Write an audit into a file, whole or not at all."""
     path = Path(path)
-    with appearing(path) as aside:
-        WRITERS[path.suffix](aside, audited)
+    WRITERS[path.suffix](path, audited)

@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike
 from ..debiasing.resampling import ResampleReport
 from ..errors import ConfigError, redacted
 from ..options import ResampleConfig
+from ..reporting.findings import resample_section
+from ..reporting.report import page, report_of
+from ..reporting.sections import provenance_section
 from ..row_weigher import RowWeigher
 from . import tracking, weigher_flavor
 from .resampling import Resampled, resample_file
@@ -161,6 +164,9 @@ def _log(model: RowWeigher, report: ResampleReport, uri: str, *, source: str, di
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     mlflow.log_params({f"resample.{key}": text for key, text in texts.items()})
     mlflow.log_dict(report.to_dict(), "report.json")
+    facts = {"model": redacted(uri), "data": redacted(source), "data digest (SHA-256)": digest}
+    shown = [resample_section(report), provenance_section(facts, texts)]
+    mlflow.log_text(page(report_of(shown, title="Resampling", subtitle=f"By {redacted(uri)}.")), "report.html")
     mlflow.log_metrics(metrics(report))
     described = pd.DataFrame({"rows": [float(report.rows)]})
     data = mlflow.data.from_pandas(described, source=redacted(source) or None, name="data", digest=digest[:16])

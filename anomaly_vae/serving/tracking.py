@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from ..evaluation.metrics import Ranking, auroc_ap
 from ..options import Config, ScoreConfig
 from ..reporting.figures import calibration_curve, score_histogram, training_curves
 from . import flavor, pictures
+from .report import write_training_report
 
 if TYPE_CHECKING:
     from ..training import Epoch
@@ -125,17 +127,15 @@ def train_and_register(
         fit = fit_detector(rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress)
         epochs.flush(fit.history)
         _log_settings(fit.detector.config, rows, name, source)
-        held = rows.iloc[fit.split["calibration"]]
-        ranking = None
-        if len(held):
-            ranking = _log_scores(fit.detector, held, frame[~normal])
-            _log_calibration(fit.detector, rows.iloc[fit.split["validation"]])
-            if isinstance(fit.detector.schema, ImageSchema):
-                shown = frame[~normal] if ranking is not None else held
-                sheet = pictures.sheet(fit.detector, pictures.strangest_of(fit.detector, shown))
-                mlflow.log_figure(sheet, "figures/strangest.png")
+        scored = _scored(fit, rows, frame[~normal])
+        ranking = _log_scores(fit.detector, scored) if scored else None
+        if scored and isinstance(fit.detector.schema, ImageSchema):
+            shown = scored["anomalous" if ranking is not None else "calibration"][0]
+            sheet = pictures.sheet(fit.detector, pictures.strangest_of(fit.detector, shown))
+            mlflow.log_figure(sheet, "figures/strangest.png")
         mlflow.log_figure(training_curves(fit.history), "figures/training.png")
         registered = _register(fit.detector, name, run_id)
+        _log_report(fit, rows, scored, registered.uri, {"run": run_id, "trained on": source})
         if ranking is not None:
             metrics = {k: v for k, v in ranking.to_dict().items() if k not in ("level", "n_normal", "n_anomalous")}
             mlflow.log_metrics(metrics)
@@ -356,25 +356,46 @@ def content(frame: pd.DataFrame) -> bytes:
     return digest.digest()
 
 
-def _log_scores(detector: Detector, held: pd.DataFrame, anomalous: pd.DataFrame) -> Ranking | None:
-    """Log where the scores of held-out rows lie; rank them against rows labelled anomalous if there are any."""
-    alpha = _promised(detector)
-    normal = detector.score_frame(held, alpha=alpha)["anomaly_score"].to_numpy()
+def _scored(fit: Fit, rows: pd.DataFrame, anomalous: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Return rows that were not trained on and their scores, by what they are; none without calibration rows."""
+    parts = {name: rows.iloc[fit.split[name]] for name in ("calibration", "validation")} | {"anomalous": anomalous}
+    if not len(parts["calibration"]):
+        return {}
+    alpha = _promised(fit.detector)
+    return {name: (part, fit.detector.score_frame(part, alpha=alpha)) for name, part in parts.items() if len(part)}
+
+
+def _log_scores(detector: Detector, scored: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Ranking | None:
+    """Log where the scores of held-out rows lie, ranked against rows labelled anomalous if there are any.
+
+    Also logs how p-values keep their promise on the validation rows, which only decided when training stopped.
+    """
+    normal = scored["calibration"][1]["anomaly_score"].to_numpy()
     ranking, labels, scores = None, None, normal
-    if len(anomalous):
-        scores = np.concatenate([normal, detector.score_frame(anomalous, alpha=alpha)["anomaly_score"]])
+    if "anomalous" in scored:
+        scores = np.concatenate([normal, scored["anomalous"][1]["anomaly_score"]])
         labels = np.arange(len(scores)) >= len(normal)
         ranking = auroc_ap(labels, scores)
-    mlflow.log_figure(score_histogram(scores, detector.threshold(alpha), labels), "figures/scores.png")
+    threshold = detector.threshold(_promised(detector))
+    mlflow.log_figure(score_histogram(scores, threshold, labels), "figures/scores.png")
+    if "validation" in scored:
+        p_values = scored["validation"][1]["p_value"]
+        figure = calibration_curve(p_values, n_calibration=detector.calibration.rows)
+        mlflow.log_figure(figure, "figures/calibration.png")
     return ranking
 
 
-def _log_calibration(detector: Detector, fresh: pd.DataFrame) -> None:
-    """Log how p-values keep their promise on the validation rows, which only decided when training stopped."""
-    if len(fresh):
-        p_values = detector.score_frame(fresh, alpha=_promised(detector))["p_value"]
-        figure = calibration_curve(p_values, n_calibration=detector.calibration.rows)
-        mlflow.log_figure(figure, "figures/calibration.png")
+def _log_report(
+    fit: Fit,
+    rows: pd.DataFrame,
+    scored: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]],
+    model: str,
+    facts: Mapping[str, Any],
+) -> None:
+    """Log a page on the training, and the numbers behind it."""
+    with tempfile.TemporaryDirectory(prefix="anomaly-vae-") as folder:
+        write_training_report(fit, rows, Path(folder) / "report.html", scored=scored, model=model, facts=facts)
+        mlflow.log_artifacts(folder)
 
 
 def _promised(detector: Detector) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import socket
@@ -35,7 +36,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_it_shows_the_whole_way(demo: tuple[Path, str]) -> None:
     _, output = demo
-    assert re.findall(r"^(\d)  ", output, re.MULTILINE) == list("12345678")
+    assert re.findall(r"^(\d)  ", output, re.MULTILINE) == list("123456789")
     assert "178 benign tumours to learn; 179 benign, 212 malignant to test" in output
     assert "models:/breast-cancer/1" in output
     assert "mlflow ui" in output
@@ -74,6 +75,19 @@ def test_everything_lies_under_mlruns(demo: tuple[Path, str]) -> None:
     assert set(scores["model_version"]) == {"models:/breast-cancer/1"}
     client = mlflow.MlflowClient(f"sqlite:///{root}/mlruns/mlflow.db")
     assert str(client.get_model_version_by_alias("breast-cancer", "champion").version) == "1"
+
+
+def test_the_report_is_where_it_says_and_about_the_test_rows(demo: tuple[Path, str]) -> None:
+    root, output = demo
+    named = re.search(r"report: (\S+\.html)", output)
+    assert named
+    assert 50_000 < (root / named[1]).stat().st_size < 2_000_000
+    twin = json.loads((root / named[1]).with_suffix(".json").read_text(encoding="utf-8"))
+    tiles = {tile["name"]: tile["value"] for tile in twin["tiles"]}
+    assert tiles["rows scored"] == 391
+    auroc = re.search(r"^anomaly_vae\s+(0\.\d+)", output, re.MULTILINE)
+    assert auroc
+    assert tiles["AUROC"] == auroc[1]
 
 
 def test_no_server_is_left_behind(demo: tuple[Path, str]) -> None:

@@ -53,6 +53,13 @@ def test_it_has_its_lineage_and_figures(made, registered) -> None:
     assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["anomaly_vae.data_digest"][:16]
 
 
+def test_the_run_has_a_page_that_shows_classes_before_and_after(made, tmp_path) -> None:
+    page = Path(mlflow.MlflowClient().download_artifacts(made.run_id, "report.html", str(tmp_path))).read_text()
+    assert "<h2" in page
+    assert f"{made.model.weigher.weighing.report.rows:,} rows were weighed by how rare their codes are" in page
+    assert made.model.detector.digest in page
+
+
 def test_it_loads_and_answers_alike(made, frame) -> None:
     loaded = rebalancing.load(f"models:/{NAME}@champion")
     assert loaded.uri == made.uri
