@@ -145,7 +145,7 @@ def predictions(
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         classes = int(y.max()) + 1
         model = nn.Sequential(nn.Linear(seen.train.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     targets = torch.from_numpy(y)
     for batch in torch.from_numpy(rows):
         loss = nn.functional.cross_entropy(model(seen.train[batch]), targets[batch])
