@@ -158,7 +158,7 @@ def _standing(share: Share, oracle: str, seeds: int) -> str:
 def _gain(gains: pd.DataFrame, method: str, oracle: str) -> tuple[str, str, str]:
     if method not in gains.columns or method == NONE or gains[method].isna().all():
         return ("", "", "")
-    both = gains[[method]].join(gains[[oracle]], rsuffix=" ").dropna() if oracle in gains.columns else gains[[method]]
+    both = gains[list(dict.fromkeys(name for name in (method, oracle) if name in gains.columns))].dropna()
     gain = both[method].to_numpy()
     error = f" ± {100 * gain.std(ddof=1) / math.sqrt(len(gain)):.1f}" if len(gain) > 1 else ""
     text = f"{100 * gain.mean():+.1f}{error}"
