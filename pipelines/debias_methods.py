@@ -185,12 +185,12 @@ def judged(found: NDArray[np.int64], test: Part) -> dict[str, float]:
 
 
 def described(weights: Floats, train: Part) -> dict[str, float]:
-    """Return what weights are: effective sample size, mass of the rare rows, that of spoilt ones by their share."""
+    """Return what weights are: effective sample size, mass of the rare group, that of spoilt ones by their share."""
     total = weights.sum()
     natural = train.spoilt.mean()
     return {
         "ess": float(total**2 / np.square(weights).sum() / len(weights)),
-        "rare_mass": float(weights[train.rare].sum() / total),
+        "rare_mass": float(weights[train.group == train.group.max()].sum() / total),
         "spoilt_times": float(weights[train.spoilt].sum() / total / natural) if natural else math.nan,
     }
 
