@@ -145,7 +145,7 @@ def predictions(
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         classes = int(y.max()) + 1
         model = nn.Sequential(nn.Linear(seen.train.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     targets = torch.from_numpy(y)
     for batch in torch.from_numpy(rows):
         loss = nn.functional.cross_entropy(model(seen.train[batch]), targets[batch])
@@ -185,12 +185,12 @@ def judged(found: NDArray[np.int64], test: Part) -> dict[str, float]:
 
 
 def described(weights: Floats, train: Part) -> dict[str, float]:
-    """Return what weights are: effective sample size, mass of the rare rows, that of spoilt ones by their share."""
+    """Return what weights are: effective sample size, mass of the rare group, that of spoilt ones by their share."""
     total = weights.sum()
     natural = train.spoilt.mean()
     return {
         "ess": float(total**2 / np.square(weights).sum() / len(weights)),
-        "rare_mass": float(weights[train.rare].sum() / total),
+        "rare_mass": float(weights[train.group == train.group.max()].sum() / total),
         "spoilt_times": float(weights[train.spoilt].sum() / total / natural) if natural else math.nan,
     }
 

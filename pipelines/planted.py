@@ -48,7 +48,7 @@ class Part:
         frame: The rows, n, as a detector takes them.
         y: Class of each, (n,).
         rare: Whether a row has the attribute that makes it rare, (n,).
-        group: Group by which accuracy is judged, (n,), from 0.
+        group: Group by which accuracy is judged, (n,), from 0; the last is the rare one.
         spoilt: Whether a row is garbage or has a flipped label, (n,).
     """
 
@@ -68,14 +68,12 @@ class Planted:
         train: Training rows, in which the group is rare.
         test: Test rows, in which the groups are equally many.
         groups: Names of the groups.
-        oracle: The method that knows the true groups, in units of whose gain the others' is given.
     """
 
     name: str
     train: Part
     test: Part
     groups: tuple[str, ...]
-    oracle: str = "oracle"
 
     @property
     def images(self) -> bool:
@@ -190,7 +188,7 @@ def of_a_table(name: str, frame: pd.DataFrame, y: Flags, rare: Flags, seed: int,
         f"{attribute}, negative",
         f"{attribute}, positive",
     )
-    return Planted(name, part(learnt), part(held), names, oracle="reweighing")
+    return Planted(name, part(learnt), part(held), names)
 
 
 def _adult(folder: Path, seed: int) -> Planted:

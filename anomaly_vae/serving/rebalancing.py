@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,10 @@ def _log(model: RowWeigher, report: ResampleReport, uri: str, *, source: str, di
     mlflow.log_text(page(report_of(shown, title="Resampling", subtitle=f"By {redacted(uri)}.")), "report.html")
     mlflow.log_metrics(metrics(report))
     described = pd.DataFrame({"rows": [float(report.rows)]})
-    data = mlflow.data.from_pandas(described, source=redacted(source) or None, name="data", digest=digest[:16])
-    mlflow.log_input(data, context="resampling")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a note that a source may be read in several ways
+        data = mlflow.data.from_pandas(described, source=redacted(source) or None, name="data", digest=digest[:16])
+        mlflow.log_input(data, context="resampling")
 
 
 def _lineage(model: RowWeigher, uri: str, digest: str) -> dict[str, str]:

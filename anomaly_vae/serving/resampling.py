@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..data.image_source import FILE
 from ..data.images import ImageSchema
-from ..data.rows import PARQUET_SUFFIXES, read_frames, read_tables, table_files
+from ..data.rows import CSV_SUFFIXES, PARQUET_SUFFIXES, read_frames, read_tables, table_files
 from ..data.schema import Schema
 from ..debiasing.resampling import ResampleReport
 from ..debiasing.selection import select
@@ -352,7 +352,8 @@ def _refuse_output(source: str | Path) -> None:
     path = Path(source)
     if not path.exists():
         return
-    files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    suffixes = (*CSV_SUFFIXES, *PARQUET_SUFFIXES)
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.name.lower().endswith(suffixes)]
     for file in files:
         report = file.with_name(f"{file.name}.report.json")
         if _is_marked(file) or (report.is_file() and _is_output(file, report)):
