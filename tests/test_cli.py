@@ -18,7 +18,10 @@ from click.testing import CliRunner
 from anomaly_vae.cli import main
 from tests.shell import run
 
-VERBS = ["train", "score", "explain", "serve", "schema", "evaluate", "calibrate", "info", "audit", "resample", "weigh"]
+VERBS = [
+    *("train", "score", "explain", "serve", "schema", "evaluate", "calibrate", "info"),
+    *("audit", "resample", "weigh", "monitor"),
+]
 FAST = ["--set", "steps=100", "--set", "hidden=[16]", "--set", "latent=2"]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
     "OMP_NUM_THREADS": "1",

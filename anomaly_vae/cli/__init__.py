@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from . import debias, detect, models
+from . import debias, detect, models, watch
 from .shell import Verbs
 
 
@@ -33,5 +33,6 @@ for _verb in (
     detect.train, detect.score, detect.explain, detect.evaluate, detect.calibrate,
     debias.audit, debias.resample, debias.weigh,
     models.serve, models.schema, models.info,
+    watch.monitor,
 ):  # fmt: skip
     main.add_command(_verb)

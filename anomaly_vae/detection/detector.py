@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..data.images import ImageSchema
+from ..data.profile import Profile
 from ..data.schema import Schema, named
 from ..errors import CalibrationError, ConfigError, DataWarning, ShapeError
 from ..models.conv import ImageVAE
@@ -59,6 +60,7 @@ class Detector:
         noise: Standard normal draws shared by all rows, (k_max, l).
         missing_cost: What a missing cell of each column is charged, (m,), float64, nats; None: nothing.
         statistics: The density of images' statistics; None for tables.
+        profile: Counts of the training rows' cells, to compare later rows with; None for images and older models.
 
     Example:
         >>> from anomaly_vae import fit_detector, TrainConfig
@@ -76,6 +78,7 @@ class Detector:
     noise: Tensor
     missing_cost: Tensor | None = None
     statistics: StatisticsDensity | None = None
+    profile: Profile | None = None
 
     @classmethod
     def calibrated(
@@ -95,18 +98,20 @@ class Detector:
             model: The trained model.
             config: How it was trained.
             frame: Held-out normal rows.
-            trained: Training rows, encoded, (n, m), from which to learn what a missing cell is charged.
+            trained: Training rows, encoded, (n, m): what a missing cell is charged, and the profile.
             held: Held-out normal images, encoded, (v, m), other than those of `frame`: their statistics are fitted.
         """
         generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(max(config.calibration_k), model.latent, generator=generator)
         model = model.cpu().eval().requires_grad_(False)
-        costs = density = None
+        costs = density = profile = None
+        if isinstance(schema, Schema) and trained is not None:
+            profile = Profile.fit(schema, trained.cpu().numpy())
         if isinstance(model, VAE) and isinstance(config, TrainConfig) and config.charge_missing and trained is not None:
             costs = expected_costs(model, trained.cpu(), noise=noise[: config.k], kind=config.score_kind)
         if isinstance(model, ImageVAE) and held is not None and len(held):
             density = fitted_density(model, held.cpu(), noise=noise[: config.k], seed=config.seed)
-        bare = cls(schema, model, config, Calibration({}), noise, costs, density)
+        bare = cls(schema, model, config, Calibration({}), noise, costs, density, profile)
         return bare.calibrate(frame) if len(frame) else bare
 
     def calibrate(self, frame: pd.DataFrame, *, groups: ArrayLike | None = None) -> Self:
@@ -398,7 +403,9 @@ class Detector:
         detector = cls(
             parts.schema, parts.model, parts.config, Calibration(parts.calibration, parts.groups), parts.noise
         )
-        detector = replace(detector, missing_cost=parts.missing_cost, statistics=parts.statistics)
+        detector = replace(
+            detector, missing_cost=parts.missing_cost, statistics=parts.statistics, profile=parts.profile
+        )
         artifact.check_golden(detector, parts.golden)
         return detector
 
