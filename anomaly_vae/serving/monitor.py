@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
@@ -68,7 +68,7 @@ def monitor_files(
     return judge(scores.evidence(), detector.profile, seen, config, notes=notes)
 
 
-def log_drift(drift: Drift, uri: str) -> str | None:
+def log_drift(drift: Drift, uri: str, *, tags: Mapping[str, str] | None = None) -> str | None:
     """Record what was found as a run of the model's experiment, and return the run's id; None for a mere folder.
 
     Metrics are those of `Drift.metrics` and `psi/COLUMN`; the whole is `drift.json`, the capital `figures/drift.png`.
@@ -76,12 +76,13 @@ def log_drift(drift: Drift, uri: str) -> str | None:
     Args:
         drift: What was found.
         uri: The model's.
+        tags: Of the run.
     """
     try:
         name = tracking.registry_name(uri)
     except ConfigError:
         return None
-    with tracking.quiet(), tracking.tracked_run(name) as run_id:
+    with tracking.quiet(), tracking.tracked_run(name, tags) as run_id:
         mlflow.set_tags({"monitored": redacted(uri), "drift": str(drift.alarm).lower()})
         moved = sorted(drift.columns, key=lambda c: -c.psi)[:MOST_METRICS]
         mlflow.log_metrics(drift.metrics() | {f"psi/{re.sub(r'[^A-Za-z0-9_-]', '_', c.name)}": c.psi for c in moved})

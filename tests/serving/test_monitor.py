@@ -97,7 +97,8 @@ def test_scores_of_another_model_are_refused(days: Path, detector: Detector, tmp
 
 
 def test_any_calibrated_k_is_recognised(days: Path, detector: Detector, tmp_path: Path) -> None:
-    score_file(detector, days / "a.parquet", tmp_path / "k1.parquet", ScoreConfig(k=1), schema=detector.schema)
+    make_rows(300, seed=11).to_parquet(tmp_path / "a.parquet")
+    score_file(detector, tmp_path / "a.parquet", tmp_path / "k1.parquet", ScoreConfig(k=1), schema=detector.schema)
     assert monitor_files(detector, [tmp_path / "k1.parquet"]).scores.rows == 300
 
 
