@@ -180,8 +180,8 @@ class Detector:
         x = self.encode(frame, allow_missing=allow_missing)
         out = self.score_encoded(x, alpha=alpha, fdr=fdr, k=k, groups=groups).set_axis(frame.index)
         if explain:
-            out["attributions"] = self._reasons(frame, x, k=self.config.k if k is None else k, top=explain)
-        out = out.astype({"score_kind": object, "attributions": object})
+            reasons = self._reasons(frame, x, k=self.config.k if k is None else k, top=explain)
+            out["attributions"] = pd.Series(reasons, index=out.index, dtype=object)
         if mc_se is None:
             return out
         found = self._log_likelihoods(x, mc_se, MAX_K)
@@ -205,12 +205,12 @@ class Detector:
         p_values, threshold = judged(self.calibration, scores.value, groups, alpha=alpha, fdr=fdr, k=k)
         ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
         ess[np.isnan(scores.ess)] = pd.NA
+        texts = (pd.Series([text] * len(x), dtype=object) for text in (self.config.score_kind, None))  # not Arrow's
         columns = (
-            scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
-            scores.mc_se, scores.ess, ess, None,
+            scores.value, next(texts), p_values, scores.value > threshold, threshold, scores.mc_se, scores.ess, ess,
+            next(texts),
         )  # fmt: skip
-        out = pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
-        return out.astype({"score_kind": object, "attributions": object})
+        return pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
