@@ -205,10 +205,9 @@ class Detector:
         p_values, threshold = judged(self.calibration, scores.value, groups, alpha=alpha, fdr=fdr, k=k)
         ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
         ess[np.isnan(scores.ess)] = pd.NA
-        texts = (pd.Series([text] * len(x), dtype=object) for text in (self.config.score_kind, None))  # not Arrow's
+        kind, nothing = (pd.Series([text] * len(x), dtype=object) for text in (self.config.score_kind, None))
         columns = (
-            scores.value, next(texts), p_values, scores.value > threshold, threshold, scores.mc_se, scores.ess, ess,
-            next(texts),
+            scores.value, kind, p_values, scores.value > threshold, threshold, scores.mc_se, scores.ess, ess, nothing,
         )  # fmt: skip
         return pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
 
@@ -401,11 +400,9 @@ class Detector:
         """
         parts = artifact.load(Path(folder))
         detector = cls(
-            parts.schema, parts.model, parts.config, Calibration(parts.calibration, parts.groups), parts.noise
-        )
-        detector = replace(
-            detector, missing_cost=parts.missing_cost, statistics=parts.statistics, profile=parts.profile
-        )
+            parts.schema, parts.model, parts.config, Calibration(parts.calibration, parts.groups), parts.noise,
+            parts.missing_cost, parts.statistics, parts.profile,
+        )  # fmt: skip
         artifact.check_golden(detector, parts.golden)
         return detector
 
