@@ -28,6 +28,9 @@ SPACES = ("latent", "raw", "pca")
 MODES = ("weights", "oversample", "subsample", "thin")
 CLASS_MASS = ("tempered", "equal", "kept")
 COMBINATIONS = ("product", "max")
+ON_ERROR = ("fail", "quarantine")
+FORMATS = ("parquet", "csv")
+ENGINES = ("local", "spark")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +252,7 @@ class ScoreConfig(Options):
     allow_missing: bool = option(False, "take a column that is absent for one of missing cells")
     batch_rows: int = option(65_536, "rows read, scored and written at a time")
     workers: int | None = option(None, "threads that score frames; by default one a core, at most 8")
+    max_flagged: float | None = option(None, "share of rows (below 1) or number of them (from 1) that may be flagged")
 
     def __post_init__(self) -> None:
         for name in ("alpha", "fdr"):
@@ -264,6 +268,36 @@ class ScoreConfig(Options):
         for name in ("overwrite", "allow_missing"):
             check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
         check(is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)
+        most = self.max_flagged
+        check(most is None or (is_number(most) and most >= 0), "max_flagged", "be a number of at least 0", most)
+
+    def too_many(self, flagged: int, rows: int) -> bool:
+        """Whether more rows are flagged than `max_flagged` allows."""
+        if self.max_flagged is None:
+            return False
+        return flagged > (self.max_flagged * rows if self.max_flagged < 1 else self.max_flagged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(ScoreConfig):
+    """How a folder of parts is scored into a folder.
+
+    Example:
+        >>> BatchConfig(processes=4, on_error="quarantine").format
+        'parquet'
+    """
+
+    processes: int = option(1, "processes that score parts side by side, each on one thread if more than one")
+    on_error: str = option("fail", f"what becomes of rows that cannot be scored: {', '.join(ON_ERROR)}")
+    format: str = option("parquet", f"of the output's parts: {', '.join(FORMATS)}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(is_integer(self.processes), "processes", "be an integer of at least 1", self.processes)
+        check(self.on_error in ON_ERROR, "on_error", f"be one of {', '.join(ON_ERROR)}", self.on_error)
+        check(self.format in FORMATS, "format", f"be one of {', '.join(FORMATS)}", self.format)
+        alone = self.processes == 1 or self.workers is None
+        check(alone, "workers", "be left out where there are several processes", self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The verbs of detection: train, calibrate, score, explain, evaluate."""
+"""The verbs of detection: train, calibrate, explain, evaluate."""
 
 # ruff: noqa: D301 - click reads the backspace in a docstring as "keep these lines apart"
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
-from ..options import ImageConfig, ScoreConfig, TrainConfig
+from ..options import ImageConfig, TrainConfig
 from ..reporting import terminal
 from .shell import as_json, column_of, print_json, registered_facts, short, tell_unreadable, without
 
@@ -92,66 +91,6 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         click.echo(terminal.ranking_lines(made.ranking))
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
-
-
-@click.command(short_help="Score a file into a file.")
-@click.argument("model_uri")
-@click.argument("input", type=click.Path())
-@click.argument("output", type=click.Path())
-@click.option("--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {ScoreConfig.alpha}]")
-@click.option("--fdr", type=float, help="Share of the flagged rows that may be normal, over the whole job.")
-@click.option("--k", type=int, help="Posterior samples per row, one the model is calibrated for.")
-@click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
-@click.option("--mc-se", type=float, help="Also estimate log p(x) to within this standard error, nats.")
-@click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
-@click.option(
-    "--group", metavar="COL", help="Column that the model is calibrated by: rows are judged within their group."
-)
-@click.option("--allow-missing", is_flag=True, help="Take a column that is absent for one of missing cells.")
-@click.option("--workers", type=int, help="Threads that score.  [default: one a core, at most 8]")
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-@as_json
-def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) -> None:
-    """Score the rows of INPUT into OUTPUT (.parquet or .csv).
-
-    INPUT is what the model was trained on: a CSV or Parquet file or a folder of them, or images (see `train`). OUTPUT
-    has the key columns, or the row number (of images the file's name), and for each row its score, p-value, flag,
-    threshold, Monte-Carlo error, attributions and the model's version; with --mc-se also log p(x), its standard error,
-    the posterior samples it took and whether they were enough. Images that cannot be read are listed in
-    OUTPUT.errors.csv.
-
-    \b
-    Example:
-      anomaly-vae score models:/pumps@champion today.parquet scored.parquet --key serial_number
-      anomaly-vae score models:/pumps/3 today.csv scored.csv --fdr 0.1 --explain 3
-    """
-    if given["alpha"] is not None and given["fdr"] is not None:
-        raise ConfigError("a job must be flagged by --alpha or by --fdr, got both. Drop one.")
-    config = ScoreConfig.from_mapping({name: value for name, value in given.items() if value is not None})
-    from ..serving import tracking
-    from ..serving.batch import score_file
-
-    model = tracking.load(model_uri)
-    with terminal.counting_rows() as on_rows:
-        detector, version = model.detector, model.uri
-        done = score_file(
-            detector, input, output, config, model_version=version, schema=detector.schema, on_rows=on_rows
-        )
-    rate = done.rows / max(done.seconds, 1e-9)
-    if as_json:
-        paths = {"path": str(done.path), "errors": done.errors and str(done.errors)}
-        print_json({**vars(done), **paths, "rows_per_second": rate, "model": model.uri})
-        return
-    doubtful = f" {done.unreliable:,} scores are unreliable (effective sample size under 5)." if done.unreliable else ""
-    if done.unreached:
-        doubtful += f" {done.unreached:,} log likelihoods did not reach a standard error of {config.mc_se:g}."
-    click.echo(
-        f"{done.rows:,} rows scored in {done.seconds:.1f} s ({rate:,.0f} a second) by {model.uri}: "
-        f"{done.flagged:,} flagged ({done.flagged / done.rows:.2%}).{doubtful}"
-    )
-    click.echo(f"Written to {done.path}")
-    if done.unreadable:
-        click.echo(f"{done.unreadable:,} images could not be read; {done.errors} says why.", err=True)
 
 
 @click.command(short_help="Say why the strangest rows are strange.")
