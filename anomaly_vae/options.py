@@ -166,6 +166,8 @@ class TrainConfig(FitConfig):
     hide: float = option(0.1, "share of cells made missing in training, so that missing ones are understood")
     charge_missing: bool = option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
     precision: str = option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
+    split_by: str | None = option(None, "column of times: the latest rows calibrate; it is left out of the model")
+    group_by: str | None = option(None, "column of groups held out whole, not in parts; it is left out of the model")
 
     def __post_init__(self) -> None:
         self._check_choices(
@@ -182,6 +184,9 @@ class TrainConfig(FitConfig):
                 "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
             }
         )
+        for name in ("split_by", "group_by"):
+            value = getattr(self, name)
+            check(value is None or (isinstance(value, str) and value != ""), name, "be the name of a column", value)
         check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
         for name, kind in self.columns.items():
             check(kind in KINDS, f"columns.{name}", f"be one of {', '.join(KINDS)}", kind)

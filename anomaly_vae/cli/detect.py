@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import ConfigError
 from ..options import ImageConfig, TrainConfig
 from ..reporting import terminal
 from .shell import as_json, column_of, print_json, registered_facts, short, tell_unreadable, without
@@ -28,6 +29,8 @@ EXPLAINED_COLUMNS = 8
     "--label", help="Column that is true or 1 for anomalous rows: left out of training, used to report AUROC."
 )
 @click.option("--drop", multiple=True, metavar="COL", help="Column to leave out; may be repeated.")
+@click.option("--split-by", metavar="COL", help="Column of times: the latest rows calibrate. Left out of the model.")
+@click.option("--group-by", metavar="COL", help="Column of groups held out whole. Left out of the model.")
 @click.option("--config", type=click.Path(), metavar="FILE.toml", help="Settings and declared columns (see `schema`).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--seed", type=int, help="Seed of split, weights, batches and noise.")
@@ -39,9 +42,13 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     .npz array, a Parquet column of encoded files, or sklearn:digits. The last line printed is the model's URI.
     Repeating the same command after an interruption goes on where it stopped.
 
+    By default the rows that set thresholds are drawn at random. Where the rows to be scored are later ones, or of new
+    machines, a promise is kept with --split-by, a column of times, or --group-by, a column of machines.
+
     \b
     Example:
       anomaly-vae train normal.csv --name pumps --set latent=8
+      anomaly-vae train normal.csv --name pumps --split-by measured_at
       anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
     """
     from ..data.rows import labels
@@ -52,6 +59,12 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     config = kind.from_toml(given["config"]) if given["config"] else kind()
     seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
     config = config.updated([*given["settings"], *seed])
+    splits = {name: given[name] for name in ("split_by", "group_by") if given[name] is not None}
+    if splits and isinstance(config, ImageConfig):
+        raise ConfigError(
+            "rows must be of a table to be split by a column, got images. Drop --split-by and --group-by."
+        )
+    config = kind.from_mapping({**config.to_dict(), **splits})
     label, truth = given["label"], None
     if isinstance(config, ImageConfig):
         read = streams.read_images(data, label=label, size=config.height_width)

@@ -60,6 +60,8 @@ LATER_SETTINGS: dict[str, Any] = {
     "autoencoder_share": 2 / 3,
     "precision": "float32",
     "counts": "rounded_log_normal",
+    "split_by": None,
+    "group_by": None,
 }
 """Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
 DAMAGES = (
