@@ -121,8 +121,12 @@ def _folder(
         raise ConfigError(f"--master must go with --engine spark, got --engine {engine}. Name the engine.")
     model = tracking.load(model_uri)
     if engine == "spark":
-        from ..serving.spark import score_on_spark
-
+        try:
+            from ..serving.spark import score_on_spark
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"--engine spark must have pyspark, got no module {error.name!r}. Install anomaly-vae[spark] and Java."
+            ) from error
         done = score_on_spark(model.detector, input, output, config, model_version=model.uri, master=master)
     else:
         with terminal.counting_parts() as on_progress:

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import AnomalyVaeError
 from ..options import BatchConfig
 
 if TYPE_CHECKING:
+    from ..detection.detector import Detector
     from .parts import Order, PartScored
 
 READY, ROWS, DONE, FAILED = "ready", "rows", "done", "failed"
@@ -34,13 +35,37 @@ class Task:
 
     Attributes:
         model: Folder of the detector.
+        digest: The detector's.
         config: How to score.
         model_version: Written beside every row.
     """
 
     model: Path
+    digest: str
     config: BatchConfig
     model_version: str
+
+
+class Crew(Protocol):
+    """Who scores the parts of a job elsewhere than in its own process."""
+
+    def carry_out(
+        self, orders: Sequence[Order], task: Task, *, on_rows: Callable[[Order, int, int | None], None]
+    ) -> Iterator[tuple[Order, PartScored, int]]:
+        """Yield each order, with the files that were written, what came of it, and the peak memory, bytes."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """A crew of processes on this machine."""
+
+    number: int
+
+    def carry_out(
+        self, orders: Sequence[Order], task: Task, *, on_rows: Callable[[Order, int, int | None], None]
+    ) -> Iterator[tuple[Order, PartScored, int]]:
+        """See `carry_out`."""
+        return carry_out(orders, task, processes=self.number, on_rows=on_rows)
 
 
 class _Process:
@@ -128,10 +153,7 @@ def _serve(line: Connection, task: Task) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that hands out the parts
     try:
-        from ..models.threads import threads_worth
-
-        with threads_worth(0):
-            _work(line, task)
+        _work(line, task)
     except (EOFError, BrokenPipeError, ConnectionError):
         return
     except Exception as error:
@@ -140,28 +162,37 @@ def _serve(line: Connection, task: Task) -> None:
 
 
 def _work(line: Connection, task: Task) -> None:
-    import pyarrow as pa
-
-    from ..data.schema import Schema
-    from ..detection.detector import Detector
-    from .parts import score_part
-
-    pa.set_cpu_count(1)
-    detector = Detector.load(task.model, shared=True)
-    schema = detector.schema if isinstance(detector.schema, Schema) else None
-    config = replace(task.config, processes=1, workers=1)
+    work = Work(task)
     line.send((READY,))
     while True:
         order: Order = line.recv()
-        scored = score_part(
-            detector,
-            order,
-            config,
-            model_version=task.model_version,
-            schema=schema,
-            report=lambda rows, total: line.send((ROWS, rows, total)),
-        )
+        scored = work.score(order, lambda rows, total: line.send((ROWS, rows, total)))
         line.send((DONE, scored, peak_bytes()))
+
+
+class Work:
+    """A loaded model and what to do with it, in a process that scores parts on one thread."""
+
+    def __init__(self, task: Task, detector: Detector | None = None) -> None:
+        import pyarrow as pa
+
+        from ..detection.detector import Detector
+
+        pa.set_cpu_count(1)
+        self.task = task
+        self.detector = detector if detector is not None else Detector.load(task.model, shared=True)
+        self.config = replace(task.config, processes=1, workers=1)
+
+    def score(self, order: Order, report: Callable[[int, int | None], None]) -> PartScored:
+        """Score a part; see `parts.score_part`."""
+        from ..data.schema import Schema
+        from ..models.threads import threads_worth
+        from .parts import score_part
+
+        schema = self.detector.schema if isinstance(self.detector.schema, Schema) else None
+        version = self.task.model_version
+        with threads_worth(0):
+            return score_part(self.detector, order, self.config, model_version=version, schema=schema, report=report)
 
 
 def _end_with_parent() -> None:

@@ -106,6 +106,7 @@ def score_folder(
     model_version: str = "",
     schema: Schema | ImageSchema | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    others: crew.Crew | None = None,
 ) -> ScoredFolder:
     """Score each part of a source into a part of a folder, in constant memory.
 
@@ -121,6 +122,7 @@ def score_folder(
         model_version: Written beside every row.
         schema: The model's columns.
         on_progress: Called as rows are done.
+        others: Who scores the parts; by default processes of this machine, or this very process.
 
     Raises:
         OutputExistsError: The folder is of another job (model, settings or input differ), or of none.
@@ -134,7 +136,9 @@ def score_folder(
     output = Path(output)
     if isinstance(schema, ImageSchema):
         raise ConfigError("an output of images must be a file, got a folder. Name one that ends in .parquet or .csv.")
-    if config.processes > 1 and not isinstance(scorer, Detector):
+    if others is None and config.processes > 1:
+        others = crew.Processes(config.processes)
+    if others is not None and not isinstance(scorer, Detector):
         raise ConfigError(f"several processes must have a Detector, got {type(scorer).__name__}. Use one process.")
     names = {name for name, _ in score_fields(config)}
     check_keys(config.key, names)
@@ -143,7 +147,7 @@ def score_folder(
     started = time.perf_counter()
     with opened(output, _job(scorer, files, config, model_version, schema), overwrite=config.overwrite) as folder:
         meter = _Meter(files, on_progress or (lambda progress: None))
-        run = _Run(folder, files, config, scorer, model_version, schema, meter)
+        run = _Run(folder, files, config, scorer, model_version, schema, meter, others)
         resumed = len(files) - len(run.missing(run.last))
         if resumed < len(files) or folder.summary is None:
             folder.reopen()
@@ -242,6 +246,7 @@ class _Run:
     model_version: str
     schema: Schema | None
     meter: _Meter
+    others: crew.Crew | None
     peak_bytes: int = 0
 
     @property
@@ -274,7 +279,7 @@ class _Run:
         def on_rows(order: Order, rows: int, total: int | None) -> None:
             self.meter.at(order.part, rows, min(1.0, rows / total) if total else 0.0)
 
-        if self.config.processes == 1:
+        if self.others is None:
             for order in orders:
                 scored = score_part(
                     self.scorer,
@@ -291,8 +296,9 @@ class _Run:
         model = self.folder.work / "model"
         shutil.rmtree(model, ignore_errors=True)
         self.scorer.save(model)
-        task = crew.Task(model=model, config=self.config, model_version=self.model_version)
-        for order, scored, peak in crew.carry_out(orders, task, processes=self.config.processes, on_rows=on_rows):
+        digest, version = self.scorer.digest, self.model_version
+        task = crew.Task(model=model.resolve(), digest=digest, config=self.config, model_version=version)
+        for order, scored, peak in self.others.carry_out(orders, task, on_rows=on_rows):
             self.peak_bytes = max(self.peak_bytes, peak)
             yield order, scored
 
