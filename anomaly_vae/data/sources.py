@@ -80,6 +80,12 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
+def plain(source: str | Path) -> str:
+    """Return the path that a `file://` URL stands for; others as they are."""
+    text = str(source)
+    return unquote(urlsplit(text).path) if text.startswith("file://") else text
+
+
 def table_files(path: str | Path) -> list[Path]:
     """Return the table files at a path: itself, or those in a folder, by name.
 
@@ -118,9 +124,7 @@ def parts_of(source: str | Path) -> list[TableFile]:
     Raises:
         UnreadableDataError: There are none, or the URL cannot be read.
     """
-    text = str(source)
-    if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
+    text = plain(source)
     if is_url(text):
         return _remote(text)
     path = Path(text)

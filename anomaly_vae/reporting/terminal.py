@@ -232,13 +232,23 @@ def counting_parts(shown: bool | None = None) -> Iterator[Callable[[Any], None] 
         def on_progress(at: Any) -> None:
             now = time.perf_counter()
             since, share = begun.setdefault(at.turn, (now, at.share))
-            rate = at.rows / max(now - started, 1e-3)
-            facts = f"{at.done:,} of {at.parts:,} parts, {at.rows:,} rows, {rate:,.0f} a second"
-            if at.share > share and now > since:
-                facts += f", {_duration((1 - at.share) * (now - since) / (at.share - share))} left"
+            facts = parts_line(at, seconds=now - started, lately=(now - since, at.share - share))
             bar.update(task, completed=at.share, description="scoring" if at.turn == 1 else "flagging", facts=facts)
 
         yield on_progress
+
+
+def parts_line(at: Any, *, seconds: float, lately: tuple[float, float]) -> str:
+    """How far a job of many parts is.
+
+    Args:
+        at: A `serving.folder.Progress`.
+        seconds: Since the job began.
+        lately: Seconds, and the share of the job that was done in them, from which the time left is told.
+    """
+    line = f"{at.done:,} of {at.parts:,} parts, {at.rows:,} rows, {at.rows / max(seconds, 1e-3):,.0f} a second"
+    took, share = lately
+    return f"{line}, {_duration((1 - at.share) * took / share)} left" if share > 0 else line
 
 
 def _duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ..data.images import ImageSchema
 from ..data.schema import Schema
-from ..data.sources import TableFile, fixed_part, inside, is_url, parts_of
+from ..data.sources import TableFile, fixed_part, inside, is_url, parts_of, plain
 from ..detection.calibration import discovery_cutoff
 from ..detection.detector import Detector
 from ..errors import ConfigError, DataWarning, UnreadableDataError, redacted
@@ -133,7 +133,7 @@ def score_folder(
         RuntimeError: A process ended.
     """
     config = config or BatchConfig()
-    output = Path(output)
+    source, output = plain(source), Path(output)
     if isinstance(schema, ImageSchema):
         raise ConfigError("an output of images must be a file, got a folder. Name one that ends in .parquet or .csv.")
     if others is None and config.processes > 1:
@@ -195,12 +195,12 @@ def _job(
     )
 
 
-def _refuse_overlap(files: Sequence[TableFile], source: str | Path, output: Path) -> None:
+def _refuse_overlap(files: Sequence[TableFile], source: str, output: Path) -> None:
     """Refuse an output that would be read as input, now or when the job is resumed, or would replace it."""
-    local = None if is_url(str(source)) else Path(source)
+    local = None if is_url(source) else Path(source)
     within = local is not None and local.is_dir() and inside(output, local)
     if local is not None and not local.exists():  # a glob: does it reach into folders below its fixed part?
-        root = fixed_part(str(source))
+        root = fixed_part(source)
         deep = len(Path(source).parts) > len(Path(root).parts) + 1 if root != "." else len(Path(source).parts) > 1
         within = inside(output, root) and (deep or output.resolve() == Path(root).resolve())
     if within or any(file.path is not None and inside(file.path, output) for file in files):
@@ -359,7 +359,7 @@ class _Run:
         records = [self.folder.done(part, self.last, last=self.last) for part in range(len(self.files))]
         return {name: sum(getattr(record, name) for record in records if record) for name in COUNTS}
 
-    def finish(self, source: str | Path) -> None:
+    def finish(self, source: str) -> None:
         """Gather the errors and say that the output is whole."""
         counts = self.counts()
         listed = self.folder.path / f"_errors.{self.config.format}"
@@ -371,5 +371,5 @@ class _Run:
             publish(aside, listed)
         else:
             listed.unlink(missing_ok=True)
-        facts = {"model": self.folder.job.model["uri"], "input": redacted(str(source)), "parts": len(self.files)}
+        facts = {"model": self.folder.job.model["uri"], "input": redacted(source), "parts": len(self.files)}
         self.folder.finish({**facts, **counts, **self.folder.notes})

@@ -196,6 +196,10 @@ class OutputFolder:
         self.work.mkdir(exist_ok=True)
         (self.path / SUMMARY).unlink(missing_ok=True)
 
+    def _is_bare(self, old: Job) -> bool:
+        """Whether an older job has left no part."""
+        return not _size(self.path / JOURNAL) and not any((self.path / part.output).exists() for part in old.parts)
+
     def _begin(self) -> None:
         self.work.mkdir(exist_ok=True)
         self._write(MANIFEST, self.job.to_json())
@@ -278,6 +282,8 @@ def opened(path: Path, job: Job, *, overwrite: bool) -> Iterator[OutputFolder]:
         folder = OutputFolder(path, job)
         manifest = path / MANIFEST
         old = Job.from_json(manifest.read_text(encoding="utf-8"), path) if manifest.exists() else None
+        if old is not None and not overwrite and folder._is_bare(old):
+            old = None  # a job that failed before its first part was finished: there is nothing to mix
         if old is not None and overwrite:
             folder._wipe(old)
         elif old is not None and (changes := job.differences(old)):

@@ -118,9 +118,10 @@ class Cluster:
         """
         context = self.spark.sparkContext
         at_once = max(LEAST_JOBS, 2 * context.defaultParallelism)
-        left = iter(orders)
+        left, group = iter(orders), uuid.uuid4().hex
 
         def run(order: Order) -> tuple[Order, PartScored, int]:
+            context.setJobGroup(group, "anomaly-vae score", interruptOnCancel=True)  # of this thread
             found: tuple[Order, PartScored, int] = context.parallelize([order], 1).map(partial(_scored, task)).first()
             return found
 
@@ -138,7 +139,8 @@ class Cluster:
             finally:
                 for future in waiting:
                     future.cancel()
-                context.cancelAllJobs()
+                if waiting:
+                    context.cancelJobGroup(group)
 
 
 def _result(future: Future[Any]) -> Any:

@@ -374,6 +374,16 @@ def test_the_first_bad_row_fails_a_job_that_can_then_set_it_aside(
         run(detector, parts, tmp_path / "out")  # without the option, those rows fail it again
 
 
+def test_a_job_that_failed_before_its_first_part_holds_nobody_to_it(
+    detector: Detector, rows: pd.DataFrame, parts: Path, tmp_path: Path
+) -> None:
+    write(rows.iloc[:60].drop(columns="heat"), parts / "a.parquet")
+    with pytest.raises(SchemaError, match=r"in 'a\.parquet': "):
+        run(detector, parts, tmp_path / "out")
+    write(rows.iloc[:60], parts / "a.parquet")
+    assert run(detector, parts, tmp_path / "out", alpha=0.1).rows == 300
+
+
 def test_a_job_without_a_row_to_score_is_an_error(
     detector: Detector, rows: pd.DataFrame, parts: Path, tmp_path: Path
 ) -> None:
@@ -525,7 +535,7 @@ def kill_at_random_moments(
         output = tmp_path / f"out-{moment}"
         with start(output, fdr) as process:
             assert process.stdout is not None
-            for _ in range(1 + rng.randrange(parts * (7 if fdr else 6))):  # a line for 100 rows, or a part's flags
+            for _ in range(1 + rng.randrange(parts * (8 if fdr else 7))):  # for 100 rows, a part, a part's flags
                 process.stdout.readline()
             time.sleep(rng.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
@@ -569,3 +579,18 @@ def test_a_process_that_dies_is_said(
         run(detector, parts, tmp_path / "out", processes=2, workers=None)
     monkeypatch.undo()
     assert run(detector, parts, tmp_path / "out").rows == 300
+
+
+def test_how_far_a_job_is_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    from anomaly_vae.reporting.terminal import counting_parts, parts_line
+
+    at = Progress(turn=1, done=3, parts=12, rows=1500, share=0.25)
+    assert parts_line(at, seconds=3, lately=(2, 0.2)) == "3 of 12 parts, 1,500 rows, 500 a second, 8 s left"
+    assert parts_line(at, seconds=3, lately=(2000, 0.2)).endswith(", 2 h 5 min left")
+    assert parts_line(at, seconds=3, lately=(0, 0)).endswith("500 a second")
+    with counting_parts(shown=False) as nobody:
+        assert nobody is None
+    with counting_parts(shown=True) as on_progress:
+        assert on_progress is not None
+        on_progress(at)
+        on_progress(dataclasses.replace(at, turn=2, share=0.5))
