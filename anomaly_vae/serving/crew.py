@@ -158,7 +158,7 @@ def _serve(line: Connection, task: Task) -> None:
         return
     except Exception as error:
         with contextlib.suppress(OSError):
-            line.send((FAILED, _sendable(error)))
+            line.send((FAILED, sendable(error)))
 
 
 def _work(line: Connection, task: Task) -> None:
@@ -203,7 +203,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
+    """Return an error that another process can read."""
     if isinstance(error, AnomalyVaeError):
         plain = {k: v for k, v in error.facts.items() if isinstance(v, (str, int, float, bool, type(None)))}
         return type(error)(str(error), **plain)

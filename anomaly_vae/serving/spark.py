@@ -7,7 +7,6 @@ to others. All machines must see the input and the output under the same paths, 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +23,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StructType
 
-from .. import errors
 from ..data.schema import Schema
 from ..detection.detector import Detector
-from ..errors import ConfigError
+from ..errors import AnomalyVaeError, ConfigError
 from ..models.threads import threads_worth
 from ..options import BatchConfig, ScoreConfig
 from .batch import Scorer, score_fields, score_frames, tables_of
-from .crew import Task, Work, peak_bytes
+from .crew import Task, Work, peak_bytes, sendable
 from .folder import Progress, ScoredFolder, score_folder
 
 if TYPE_CHECKING:
@@ -122,8 +120,10 @@ class Cluster:
 
         def run(order: Order) -> tuple[Order, PartScored, int]:
             context.setJobGroup(group, "anomaly-vae score", interruptOnCancel=True)  # of this thread
-            found: tuple[Order, PartScored, int] = context.parallelize([order], 1).map(partial(_scored, task)).first()
-            return found
+            mine, scored, peak = context.parallelize([order], 1).map(partial(_scored, task)).first()
+            if isinstance(scored, Exception):
+                raise scored
+            return mine, scored, peak
 
         with ThreadPoolExecutor(at_once) as pool:
             waiting: set[Future[tuple[Order, PartScored, int]]] = set()
@@ -135,7 +135,7 @@ class Cluster:
                         return
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
-                        yield _result(future)
+                        yield future.result()
             finally:
                 for future in waiting:
                     future.cancel()
@@ -143,23 +143,17 @@ class Cluster:
                     context.cancelJobGroup(group)
 
 
-def _result(future: Future[Any]) -> Any:
-    """What a job returned; errors of this package are raised as if they had happened here."""
-    try:
-        return future.result()
-    except Exception as error:
-        found = re.search(r"anomaly_vae\.errors\.(\w+): (.*)", str(error))
-        kind = getattr(errors, found[1], None) if found else None
-        if found and isinstance(kind, type) and issubclass(kind, errors.AnomalyVaeError):
-            raise kind(found[2]) from error
-        raise
+def _scored(task: Task, order: Order) -> tuple[Order, PartScored | Exception, int]:
+    """Score a part on a worker, into files of this attempt.
 
-
-def _scored(task: Task, order: Order) -> tuple[Order, PartScored, int]:
-    """Score a part on a worker, into files of this attempt."""
+    A fault of the data is returned and not raised: Spark would try it again, and wrap its text.
+    """
     mark = uuid.uuid4().hex
     mine = replace(order, aside=_marked(order.aside, mark), errors=_marked(order.errors, mark))
-    scored = Work(task, _loaded(task.digest, str(task.model))).score(mine, lambda rows, total: None)
+    try:
+        scored = Work(task, _loaded(task.digest, str(task.model))).score(mine, lambda rows, total: None)
+    except AnomalyVaeError as error:
+        return mine, sendable(error), peak_bytes()
     return mine, scored, peak_bytes()
 
 
