@@ -174,8 +174,8 @@ def test_a_killed_worker_loses_nothing(
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    for i in range(24):
-        pd.concat([rows] * 10).sample(frac=1, random_state=i).to_parquet(source / f"{i:02d}.parquet", index=False)
+    for i in range(16):
+        pd.concat([rows] * 7).sample(frac=1, random_state=i).to_parquet(source / f"{i:02d}.parquet", index=False)
     locally(detector, source, tmp_path / "local", explain=7)
     seen: list[int] = []
     killed = threading.Event()
@@ -188,7 +188,7 @@ def test_a_killed_worker_loses_nothing(
 
     done = on_spark(detector, source, tmp_path / "spark", cluster.url, explain=7, on_progress=watch)
     assert killed.is_set()
-    assert (done.rows, done.parts, seen[-1]) == (24 * 3000, 24, 24)
+    assert (done.rows, done.parts, seen[-1]) == (16 * 2100, 16, 16)
     assert content(tmp_path / "spark") == content(tmp_path / "local")
     cluster.workers[1] = cluster.add_worker(1)
 
