@@ -210,9 +210,10 @@ def test_tables_of_spark_are_scored(local_ip: None, detector: Detector, rows: pd
         assert got["site"].where(got["site"].notna(), None).tolist() == rows["site"].tolist()
         for name in ("anomaly_score", "p_value", "is_anomaly", "threshold", "attributions"):
             assert got[name].tolist() == want[name].tolist(), name
-        flags = flag_table(made.cache(), detector, 0.3).toPandas().sort_values("ticket")
-        expected = detector.score_frame(rows, fdr=0.3)
+        flags = flag_table(made.cache(), detector, 0.9).toPandas().sort_values("ticket")
+        expected = detector.score_frame(rows, fdr=0.9)
         assert flags["is_anomaly"].tolist() == expected["is_anomaly"].tolist()
+        assert 0 < flags["is_anomaly"].sum() < 300
         assert flags["threshold"].tolist() == expected["threshold"].tolist()
         weights = score_table(
             table, Weigher(), ScoreConfig(key=("ticket",)), columns=pa.schema([("weight", pa.float64())])
