@@ -31,6 +31,7 @@ OF_FOLDERS = {"processes": "--processes", "on_error": "--on-error", "format": "-
 @click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
 @click.option("--mc-se", type=float, help="Also estimate log p(x) to within this standard error, nats.")
 @click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
+@click.option("--group", metavar="COL", help="Column the model is calibrated by: rows are judged within their group.")
 @click.option("--allow-missing", is_flag=True, help="Take a column that is absent for one of missing cells.")
 @click.option("--workers", type=int, help="Threads that score.  [default: one a core, at most 8]")
 @click.option("--max-flagged", type=float, help="Exit with 3 if more are flagged: a share below 1, or a number.")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, SchemaError, UnreadableDataError
 from .bounds import bounded_lines, check_columns, check_header
 from .cells import row_label
-from .sources import TableFile, table_files
+from .sources import PARQUET_SUFFIXES, TableFile, table_files
 
 MOST_CELLS = 1 << 23
 """Cells of a frame at most: 64 MiB of numbers, however wide the table."""

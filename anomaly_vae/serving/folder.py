@@ -32,7 +32,7 @@ from .manifest import Job, OutputFolder, PartDone, Planned, opened, output_name
 from .outputs import OUTPUT_SUFFIXES, check_keys, publish, write_tables
 from .parts import Order, PartScored, score_part
 
-SETTINGS = ("alpha", "fdr", "k", "explain", "mc_se", "key", "allow_missing", "format")
+SETTINGS = ("alpha", "fdr", "k", "explain", "mc_se", "key", "group", "allow_missing", "format")
 """Settings that change what is written. `on_error` does not: parts without errors are the same either way."""
 COUNTS = ("rows", "flagged", "unreliable", "unreached", "errors")
 
@@ -319,7 +319,8 @@ class _Run:
             return
         if "cutoff" not in self.folder.notes:
             last = self._cutoff(self.config.fdr)
-            threshold = self.scorer.threshold(last, k=self.config.k) if last else None
+            one = last and self.config.group is None  # with groups there are several
+            threshold = self.scorer.threshold(last, k=self.config.k) if one else None
             self.folder.note("cutoff", {"p_value": last, "threshold": threshold})
         self.meter.begin(2, todo=todo)
         for part in todo:

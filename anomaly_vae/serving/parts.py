@@ -20,7 +20,7 @@ from ..errors import AnomalyVaeError, DataWarning, SchemaError, UnreadableDataEr
 from ..options import BatchConfig
 from .batch import Scorer, score_fields, score_frames, tables_of, written
 from .outputs import write_tables
-from .streams import stream
+from .streams import beyond, stream
 
 FILE_COLUMN = "file"
 """Beside the row number, where a job has no keys: the part that a row is of."""
@@ -92,8 +92,10 @@ class Quarantine:
                 with self._lock:
                     self.errors.append((int(frame.index[0]), _reason(error)))
                 return pd.DataFrame(index=frame.index[:0])
-        half = len(frame) // 2
-        scored = [self.score_frame(part, **options) for part in (frame.iloc[:half], frame.iloc[half:])]
+        scored = []
+        for part in (slice(None, len(frame) // 2), slice(len(frame) // 2, None)):
+            groups = {"groups": options["groups"][part]} if "groups" in options else {}
+            scored.append(self.score_frame(frame.iloc[part], **{**options, **groups}))
         kept = [part for part in scored if len(part)]
         return pd.concat(kept) if kept else scored[0]
 
@@ -166,7 +168,8 @@ def _scored(
 ) -> dict[str, int]:
     """Write a part's scores and count them."""
     total = _rows_of(order.file)
-    data = stream(order.file, schema, batch_rows=config.batch_rows, key=config.key, may_be_empty=True)
+    group = next(iter(beyond(schema, config.group)), None)
+    data = stream(order.file, schema, batch_rows=config.batch_rows, key=config.key, label=group, may_be_empty=True)
     fields = score_fields(config)
     scored = score_frames(scorer, data.frames, config, model_version=model_version, schema=schema)
     tables = tables_of((frame for frame in scored if len(frame)), data.types, fields)

@@ -33,6 +33,7 @@ from .crew import Task, Work, peak_bytes, sendable
 from .folder import Progress, ScoredFolder, score_folder
 
 if TYPE_CHECKING:
+    from ..row_weigher import RowWeigher
     from .parts import Order, PartScored
 
 LEAST_JOBS = 2
@@ -169,7 +170,7 @@ def _loaded(digest: str, model: str) -> Detector:
 
 def score_table(
     table: DataFrame,
-    scorer: Scorer,
+    scorer: Scorer | RowWeigher,
     config: ScoreConfig | None = None,
     *,
     columns: pa.Schema | None = None,
@@ -179,11 +180,11 @@ def score_table(
 
     Args:
         table: Rows with the training columns, in any order.
-        scorer: A `Detector`; or anything with its `score_frame`, which is then sent to the workers as Spark sends
-            functions.
+        scorer: A `Detector`; or, with `columns`, anything whose `score_frame(frame)` returns a row for each, such as a
+            `RowWeigher`. It is then sent to the workers as Spark sends functions.
         config: How to score. The keys are all that tells rows apart, since a table of Spark has no order. A false
             discovery rate needs all p-values: score first, then see `flag_table`.
-        columns: Names and types of what a scorer of another kind returns.
+        columns: Names and types of what a scorer that is no detector returns.
         model_version: Written beside every row.
 
     Returns:
@@ -208,7 +209,11 @@ def score_table(
         # As the local engine reads Parquet: as floats, whole numbers over 2^53 would lose digits.
         frames = (batch.to_pandas(integer_object_nulls=True) for batch in batches if batch.num_rows)
         with threads_worth(0):
-            for frame in score_frames(one, frames, settings, model_version=model_version, schema=schema):
+            if columns is None:
+                found = score_frames(one, frames, settings, model_version=model_version, schema=schema)
+            else:
+                found = (pd.concat([frame[list(config.key)], one.score_frame(frame)], axis=1) for frame in frames)
+            for frame in found:
                 yield from _columns_of(frame, types)
 
     return table.mapInArrow(scored, fields)
@@ -252,10 +257,9 @@ _RECEIVED: dict[bytes, Detector] = {}
 """The last model that this worker has read, by its facts: Spark keeps a worker for many batches."""
 
 
-def _received(sent: Any) -> Scorer:
+def _received(sent: Any) -> Any:
     if not isinstance(sent, dict):
-        scorer: Scorer = sent
-        return scorer
+        return sent
     facts = sent["config.json"]
     if facts not in _RECEIVED:
         with TemporaryDirectory() as scratch:

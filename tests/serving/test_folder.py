@@ -361,6 +361,25 @@ def test_rows_that_cannot_be_scored_are_set_aside(
     assert (again.rows_now, again.errors) == (0, 5)
 
 
+def test_groups_are_judged_by_their_own_rows(
+    detector: Detector, rows: pd.DataFrame, parts: Path, tmp_path: Path
+) -> None:
+    from tests.serving.conftest import make_rows
+
+    held = make_rows(400, seed=5)
+    grouped = detector.calibrate(held, groups=held["leaky"].map(str).to_numpy())
+    bad = rows.iloc[:60].astype({"load": object})
+    bad.iloc[[3, 44], 0] = ["heavy", "light"]
+    write(bad, parts / "c.csv")
+    done = run(grouped, parts, tmp_path / "out", group="leaky", on_error="quarantine", fdr=0.4)
+    assert done.errors == 2
+    got = content(tmp_path / "out")
+    for name, first in (("a.parquet", 0), ("c.csv.parquet", 0), ("d.parquet", 180)):
+        frame = rows.iloc[[first + row for row in got[name]["row"].to_pylist()]]
+        want = grouped.score_frame(frame, groups=frame["leaky"].map(str).to_numpy())["p_value"]
+        assert got[name]["p_value"].to_pylist() == want.tolist()
+
+
 def test_the_first_bad_row_fails_a_job_that_can_then_set_it_aside(
     detector: Detector, rows: pd.DataFrame, parts: Path, tmp_path: Path
 ) -> None:

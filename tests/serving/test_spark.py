@@ -230,8 +230,5 @@ def test_tables_of_spark_are_scored(local_ip: None, detector: Detector, rows: pd
 class Weigher:
     """Not a detector: whatever has its `score_frame` is mapped likewise."""
 
-    def score_frame(self, frame: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    def score_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame({"weight": 1 / frame["age"]})
-
-    def threshold(self, alpha: float, *, k: int | None = None) -> float:
-        return 0.0
