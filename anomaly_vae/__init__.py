@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .detection.detector import Detector
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
-    from .options import AuditConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
+    from .options import AuditConfig, BatchConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
     from .row_weigher import RowWeigher
 
@@ -29,6 +29,7 @@ _HOMES = {
     "AnomalyDetector": "estimator",
     "AnomalyVaeError": "errors",
     "AuditConfig": "options",
+    "BatchConfig": "options",
     "Column": "data.schema",
     "Detector": "detection.detector",
     "ImageConfig": "options",
@@ -47,6 +48,7 @@ __all__ = [
     "AnomalyDetector",
     "AnomalyVaeError",
     "AuditConfig",
+    "BatchConfig",
     "Column",
     "Detector",
     "ImageConfig",
