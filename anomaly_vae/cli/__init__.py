@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from . import debias, detect, models, report
+from . import debias, detect, models, report, understand
 from .shell import Verbs
 
 
@@ -34,5 +34,6 @@ for _verb in (
     debias.audit, debias.resample, debias.weigh,
     models.serve, models.schema, models.info,
     report.report,
+    understand.compare,
 ):  # fmt: skip
     main.add_command(_verb)

@@ -21,7 +21,7 @@ from .conv import ImageVAE
 from .plain import PlainScorer
 from .vae import LOG_SCALE_BOUND, VAE
 
-STEPS = 500
+STEPS = 1000
 """Steps of the linear autoencoder's optimiser, at most; it stops where the gradient vanishes."""
 
 
