@@ -16,6 +16,15 @@ RUNGS = (
 """Models that are compared, from the simplest."""
 
 
+GENERATED = ("sample", "reconstruct", "denoise", "impute", "interpolate", "attribute", "decompress")
+"""What `generate` makes."""
+SHOWN = ("codes", "map", "clusters", "manifold", "traversals", "compress")
+"""What `latent` shows."""
+PATHS = ("linear", "spherical")
+SPACES = ("latent", "standardised", "classifier")
+"""Feature spaces in which samples are compared with data."""
+
+
 def _check_integers(options: Options, rules: dict[str, int], *, optional: tuple[str, ...] = ()) -> None:
     for name, low in rules.items():
         value = getattr(options, name)
@@ -68,3 +77,80 @@ class CompareConfig(Options):
         words = [word.strip() for word in self.models.split(",") if word.strip()]
         unknown = tuple(word for word in words if word not in RUNGS)
         return (*(name for name in RUNGS if name in words), *unknown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(Options):
+    """What rows are made from codes.
+
+    Example:
+        >>> GenerateConfig(what="interpolate", steps=4).path
+        'linear'
+    """
+
+    what: str = option("sample", f"what to make: {', '.join(GENERATED)}")
+    rows: int = option(100, "rows to draw; rows of DATA that are used at most, in the other modes")
+    steps: int = option(8, "interpolate: steps from one row to the next")
+    path: str = option("linear", f"interpolate: {', '.join(PATHS)}")
+    strength: float = option(1.0, "attribute: how far to go; 1 = to where rows that have it are on average")
+    seed: int = option(0, "seed of all draws")
+
+    def __post_init__(self) -> None:
+        check(self.what in GENERATED, "what", f"be one of {', '.join(GENERATED)}", self.what)
+        check(self.path in PATHS, "path", f"be one of {', '.join(PATHS)}", self.path)
+        _check_integers(self, {"rows": 1, "steps": 1})
+        check(is_number(self.strength) and self.strength > 0, "strength", "be a number above 0", self.strength)
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig(Options):
+    """What is shown of a latent space.
+
+    Example:
+        >>> LatentConfig(what="clusters").clusters
+        10
+    """
+
+    what: str = option("map", f"what to show: {', '.join(SHOWN)}")
+    clusters: int = option(10, "clusters: how many")
+    size: int = option(15, "manifold: points along each side")
+    steps: int = option(9, "traversals: values of each dimension")
+    reach: float = option(3.0, "traversals: how far, in standard deviations of the prior")
+    step: float = option(
+        1.0, "compress: width of a step, in posterior standard deviations; wider = smaller and coarser"
+    )
+    seed: int = option(0, "seed of the clusters")
+
+    def __post_init__(self) -> None:
+        check(self.what in SHOWN, "what", f"be one of {', '.join(SHOWN)}", self.what)
+        _check_integers(self, {"clusters": 1, "size": 2, "steps": 2})
+        for name in ("reach", "step"):
+            value = getattr(self, name)
+            check(is_number(value) and value > 0, name, "be a number above 0", value)
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorecardConfig(Options):
+    """How a scorecard is made.
+
+    Example:
+        >>> ScorecardConfig(space="latent").neighbours
+        5
+    """
+
+    space: str = option("standardised", f"features in which samples are compared with data: {', '.join(SPACES)}")
+    dimensions: int = option(16, "principal components of these features that are kept at most")
+    rows: int = option(2000, "rows of the data looked at most, and samples drawn")
+    neighbours: int = option(5, "neighbours behind precision, recall, density and coverage")
+    k: int = option(256, "posterior samples up to which the bound is followed")
+    likelihood_rows: int = option(500, "rows for the bound and the aggregated posterior at most")
+    paths: int = option(50, "interpolations that are looked at")
+    seed: int = option(0, "seed of all draws")
+
+    def __post_init__(self) -> None:
+        check(self.space in SPACES, "space", f"be one of {', '.join(SPACES)}", self.space)
+        lows = {"dimensions": 1, "rows": 20, "neighbours": 1, "k": 4, "likelihood_rows": 2, "paths": 2}
+        _check_integers(self, lows)
+        _check_seed(self.seed)

@@ -65,3 +65,107 @@ def test_a_callers_mistake_is_one_message(folder: Path, words: list[str], said: 
     done = run(folder, *words, code=2)
     assert said in done.stderr
     assert done.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """The folder, with a model of the table and one of digits."""
+    fast = ["--set", "steps=100", "--set", "hidden=[16]", "--set", "latent=2", "--drop", "serial"]
+    run(folder, "train", "train.csv", "--name", "pumps", "--label", "failed", *fast)
+    small = ["--set", "steps=60", "--set", "latent=4", "--set", "channels=16", "--set", "calibration_k=[1,4]"]
+    run(folder, "train", "sklearn:digits", "--name", "digits", *small)
+    gaps = make_rows(60, 5).drop(columns=["failed", "serial"])
+    gaps.loc[::3, "heat"] = np.nan
+    gaps.to_csv(folder / "gaps.csv", index=False)
+    return folder
+
+
+def made(folder: Path, verb: str, output: str, *words: object) -> dict:
+    return json.loads(run(folder, verb, words[0], output, *words[1:], "--json", "--overwrite").stdout)
+
+
+def test_generate_rows_of_a_table(trained: Path) -> None:
+    facts = made(trained, "generate", "drawn.parquet", "models:/pumps/1", "--rows", 30)
+    drawn = pd.read_parquet(trained / "drawn.parquet")
+    assert facts["rows"] == len(drawn) == 30
+    assert list(drawn.columns) == ["load", "heat", "site"]
+    facts = made(trained, "generate", "filled.csv", "models:/pumps/1", "--what", "impute", "--data", "gaps.csv")
+    filled = pd.read_csv(trained / "filled.csv")
+    assert facts["filled"] == 20
+    assert not filled.isna().any(axis=None)
+    between = made(trained, "generate", "b.parquet", "models:/pumps/1", "--what", "interpolate", "--data", "gaps.csv",
+                   "--rows", 3, "--steps", 4)  # fmt: skip
+    assert between["rows"] == 10
+    assert pd.read_parquet(trained / "b.parquet")["step"].tolist() == [0, 1, 2, 3, 4] * 2
+    words = ["models:/pumps/1", "--data", "train.csv", "--what"]
+    moved = made(trained, "generate", "a.parquet", *words, "attribute", "--attribute", "failed", "--rows", 5)
+    assert moved["rows"] == 5
+    assert 0.5 <= moved["separated"] <= 1
+    of_class = made(
+        trained, "generate", "c.parquet", *words, "sample", "--label", "site", "--class", "Oslo", "--rows", 9
+    )
+    assert of_class["rows"] == 9
+    assert made(trained, "generate", "d.parquet", *words, "denoise", "--rows", 7)["rows"] == 7
+
+
+def test_latent_of_a_table(trained: Path) -> None:
+    words = ["models:/pumps/1", "--data", "fresh.csv", "--what"]
+    made(trained, "latent", "codes.csv", *words, "codes")
+    assert list(pd.read_csv(trained / "codes.csv").columns) == ["z0", "z1", "sd0", "sd1"]
+    assert len(made(trained, "latent", "k.parquet", *words, "clusters", "--clusters", 3)["sizes"]) == 3
+    assert set(pd.read_parquet(trained / "k.parquet")["cluster"]) == {0, 1, 2}
+    made(trained, "latent", "map.png", *words, "map", "--label", "site")
+    made(trained, "latent", "map.parquet", *words, "map")
+    assert (trained / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert {"x", "y", "anomaly_score"} <= set(pd.read_parquet(trained / "map.parquet"))
+    rate = made(trained, "latent", "packed.bin", *words, "compress")
+    assert rate["bytes"] == (trained / "packed.bin").stat().st_size
+    back = made(trained, "generate", "back.parquet", "models:/pumps/1", "--what", "decompress", "--data", "packed.bin")
+    assert back["rows"] == 200
+    assert (
+        "of a table must be written as"
+        in run(trained, "latent", "models:/pumps/1", "m.png", "--what", "manifold", code=2).stderr
+    )
+
+
+def test_pictures_of_images(trained: Path) -> None:
+    uri = "models:/digits/1"
+    for verb, words in (
+        ("generate", ["--rows", 10]),
+        ("generate", ["--what", "reconstruct", "--data", "sklearn:digits", "--rows", 14]),
+        ("generate", ["--what", "sample", "--data", "sklearn:digits", "--label", "digit", "--class", 7, "--rows", 6]),
+        ("latent", ["--what", "manifold", "--size", 4]),
+        ("latent", ["--what", "traversals", "--steps", 3]),
+        ("latent", ["--what", "map", "--data", "sklearn:digits", "--label", "digit"]),
+    ):
+        made(trained, verb, "picture.png", uri, *words)
+        assert (trained / "picture.png").read_bytes().startswith(b"\x89PNG")
+    made(trained, "generate", "drawn.parquet", uri, "--rows", 3)
+    assert pd.read_parquet(trained / "drawn.parquet").iloc[0, 0].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generate", "models:/pumps/1", "o.xls"], "o.xls"),
+        (["generate", "models:/pumps/1", "o.png"], "of a table must be written"),
+        (["generate", "models:/digits/1", "o.csv"], "written as .png or .parquet"),
+        (["generate", "models:/pumps/1", "o.csv", "--what", "impute"], "Give --data"),
+        (["generate", "models:/pumps/1", "o.csv", "--what", "dream"], "what must be one of"),
+        (["generate", "models:/pumps/1", "o.csv", "--rows", "0"], "rows must be"),
+        (["generate", "models:/pumps/1", "o.csv", "--what", "attribute", "--data", "fresh.csv"], "--attribute"),
+        (["generate", "models:/pumps/1", "o.csv", "--what", "denoise", "--data", "numbers.csv"], "absent"),
+        (["generate", "models:/pumps/1", "o.csv", "--data", "fresh.csv", "--class", "x"], "Give --label"),
+        (["generate", "models:/pumps/1", "o.csv", "--data", "fresh.csv", "--class", "x", "--label", "site"], "'Oslo'"),
+        (["generate", "models:/pumps/1", "o.csv", "--what", "decompress", "--data", "fresh.csv"], "compressing wrote"),
+        (["generate", "models:/digits/1", "o.png", "--what", "impute", "--data", "sklearn:digits"], "images"),
+        (["latent", "models:/pumps/1", "o.png"], "Give --data"),
+        (["latent", "models:/pumps/1", "o.png", "--data", "fresh.csv", "--label", "sites"], "'sites'"),
+        (["latent", "models:/pumps/1", "gaps.csv", "--data", "fresh.csv", "--what", "codes"], "--overwrite"),
+    ],
+)
+def test_what_cannot_be_made_is_said_in_one_line(trained: Path, words: list[str], said: str) -> None:
+    done = run(trained, *words, code=2)
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) < 12
+    assert not list(trained.glob("o.*"))

@@ -35,5 +35,6 @@ for _verb in (
     models.serve, models.schema, models.info,
     report.report,
     understand.compare,
+    understand.compare, understand.generate, understand.latent,
 ):  # fmt: skip
     main.add_command(_verb)

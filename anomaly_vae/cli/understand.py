@@ -1,4 +1,4 @@
-"""The verbs that show what a model is: compare."""
+"""The verbs that show what a model is: compare, generate, latent."""
 
 # ruff: noqa: D301 - click reads the backspace in a docstring as "keep these lines apart"
 
@@ -12,7 +12,7 @@ import click
 
 from ..errors import ConfigError
 from ..options import ImageConfig, TrainConfig
-from ..understanding import CompareConfig
+from ..understanding import CompareConfig, GenerateConfig, LatentConfig
 from .shell import as_json, column_of, options_of, print_json, tell_unreadable, without
 
 if TYPE_CHECKING:
@@ -72,6 +72,108 @@ def compare(data: str, as_json: bool, **given: Any) -> None:
     print_comparison(found)
     if folder is not None:
         click.echo(f"Written to {folder / 'comparison.json'} and {folder / 'comparison.csv'}")
+
+
+@click.command(short_help="Make rows from codes: draw, restore, fill in, mix, move.")
+@click.argument("model_uri")
+@click.argument("output", type=click.Path())
+@click.option("--data", type=click.Path(), help="Rows, or images, to start from; for decompress the packed file.")
+@click.option("--label", help="Column of classes, for --class.")
+@click.option("--class", "wanted", help="sample: the class to draw.")
+@click.option("--attribute", help="attribute: column that is true or 1 for rows that have it.")
+@click.option("--balance", help="attribute: column of another attribute, which is to stay as it is.")
+@click.option("--remove", is_flag=True, help="attribute: take it away instead.")
+@click.option("--expected", is_flag=True, help="sample: expected rows, without the noise of each cell.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@options_of(GenerateConfig)
+@as_json
+def generate(model_uri: str, output: str, as_json: bool, **given: Any) -> None:
+    """Make rows from codes into OUTPUT: .parquet or .csv, or of images also .png.
+
+    \b
+    sample        rows drawn from the model, or of one class (--data, --label, --class)
+    reconstruct   each row of --data as its code says it
+    denoise       without what the model takes for noise
+    impute        missing cells filled in, the others as they are
+    interpolate   what lies between one row and the next
+    attribute     rows given an attribute, or without it (--attribute, --remove)
+    decompress    rows from a file that `latent --what compress` made
+
+    \b
+    Example:
+      anomaly-vae generate models:/pumps@champion drawn.parquet --rows 1000
+      anomaly-vae generate models:/pumps@champion filled.parquet --what impute --data gaps.csv
+      anomaly-vae generate models:/castings@champion between.png --what interpolate --data photos/ --rows 6
+    """
+    names = ("label", "wanted", "attribute", "balance", "remove", "expected")
+    named = {name: given.pop(name) for name in names}
+    data, overwrite = given.pop("data"), given.pop("overwrite")
+    config = GenerateConfig.from_mapping(given)
+    from ..serving import tracking, uses
+    from ..serving.made import refuse_existing
+
+    path = Path(output)
+    refuse_existing(path, overwrite=overwrite)
+    model = tracking.load(model_uri)
+    uses.check_place(path, model.detector, config.what)
+    made = uses.generated(model.detector, config, data, uses.Named(**named))
+    uses.write_made(made, path, model.detector)
+    _tell(made.facts, made.frame, path, model.uri, as_json)
+
+
+@click.command(short_help="Show a latent space: map, clusters, manifold, traversals, packed rows.")
+@click.argument("model_uri")
+@click.argument("output", type=click.Path())
+@click.option("--data", type=click.Path(), help="Rows, or images; manifold and traversals need none.")
+@click.option("--label", help="map: column to colour by; by default the anomaly score.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@options_of(LatentConfig)
+@as_json
+def latent(model_uri: str, output: str, as_json: bool, **given: Any) -> None:
+    """Show the latent space of a model in OUTPUT: .parquet or .csv, and maps and images also .png.
+
+    \b
+    codes         each row's code: posterior means and standard deviations
+    map           codes on a plane, coloured by score or by a column
+    clusters      which codes lie together, and what sets these rows apart
+    manifold      a grid over the two leading dimensions, decoded
+    traversals    what each dimension changes
+    compress      rows packed into a file of codes, with the rate stated
+
+    \b
+    Example:
+      anomaly-vae latent models:/pumps@champion map.png --data today.parquet --label site
+      anomaly-vae latent models:/castings@champion manifold.png --what manifold
+    """
+    data, label, overwrite = (given.pop(name) for name in ("data", "label", "overwrite"))
+    config = LatentConfig.from_mapping(given)
+    from ..serving import tracking, uses
+    from ..serving.made import refuse_existing
+
+    path = Path(output)
+    refuse_existing(path, overwrite=overwrite)
+    model = tracking.load(model_uri)
+    uses.check_place(path, model.detector, config.what)
+    made = uses.shown(model.detector, config, data, label)
+    uses.write_made(made, path, model.detector)
+    _tell(made.facts, made.frame, path, model.uri, as_json)
+
+
+def _tell(facts: dict[str, Any], frame: pd.DataFrame, path: Path, uri: str, as_json: bool) -> None:
+    """Say what was made."""
+    if as_json:
+        print_json({**facts, "rows": len(frame), "path": str(path), "model": uri})
+        return
+    for name, value in facts.items():
+        if name not in ("rows", "centres"):
+            click.echo(f"{name.replace('_', ' ')}: {_readable(value)}")
+    click.echo(f"{len(frame):,} rows by {uri}\nWritten to {path}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_readable, value))
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def _beside(
