@@ -14,14 +14,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .comparison.ladder import compare_models
     from .data.images import ImageSchema
     from .data.schema import Column, Schema
     from .detection.detector import Detector
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
     from .options import AuditConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
+    from .latent.space import LatentSpace
+    from .options import AuditConfig, ImageConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
     from .row_weigher import RowWeigher
+    from .scorecard import make_scorecard
+    from .understanding import CompareConfig, ScorecardConfig
 
 __version__ = "0.3.0"
 
@@ -30,17 +35,22 @@ _HOMES = {
     "AnomalyVaeError": "errors",
     "AuditConfig": "options",
     "Column": "data.schema",
+    "CompareConfig": "understanding",
     "Detector": "detection.detector",
     "ImageConfig": "options",
     "ImageSchema": "data.images",
     "LatentDensityResampler": "resampler",
     "ReportConfig": "options",
+    "LatentSpace": "latent.space",
     "ResampleConfig": "options",
     "RowWeigher": "row_weigher",
     "Schema": "data.schema",
     "ScoreConfig": "options",
+    "ScorecardConfig": "understanding",
     "TrainConfig": "options",
+    "compare_models": "comparison.ladder",
     "fit_detector": "estimator",
+    "make_scorecard": "scorecard",
 }
 
 __all__ = [
@@ -48,17 +58,22 @@ __all__ = [
     "AnomalyVaeError",
     "AuditConfig",
     "Column",
+    "CompareConfig",
     "Detector",
     "ImageConfig",
     "ImageSchema",
     "LatentDensityResampler",
     "ReportConfig",
+    "LatentSpace",
     "ResampleConfig",
     "RowWeigher",
     "Schema",
     "ScoreConfig",
+    "ScorecardConfig",
     "TrainConfig",
+    "compare_models",
     "fit_detector",
+    "make_scorecard",
 ]
 
 

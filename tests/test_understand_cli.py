@@ -77,6 +77,7 @@ def trained(folder: Path) -> Path:
     gaps = make_rows(60, 5).drop(columns=["failed", "serial"])
     gaps.loc[::3, "heat"] = np.nan
     gaps.to_csv(folder / "gaps.csv", index=False)
+    gaps.head(2).to_csv(folder / "two.csv", index=False)
     return folder
 
 
@@ -126,6 +127,25 @@ def test_latent_of_a_table(trained: Path) -> None:
         "of a table must be written as"
         in run(trained, "latent", "models:/pumps/1", "m.png", "--what", "manifold", code=2).stderr
     )
+
+
+def test_scorecard_is_printed_and_written(trained: Path) -> None:
+    small = ["--rows", 60, "--k", 4, "--likelihood-rows", 20, "--paths", 4]
+    words = ["scorecard", "models:/pumps/1", "train.csv", "--classes", "site", "--factor", "load", *small]
+    said = run(trained, *words, "--out", "card.json").stdout
+    assert all(
+        word in said for word in ("Fréchet", "independent columns", "MIG", "bound of 4 samples", "perplexity site")
+    )
+    facts = json.loads((trained / "card.json").read_text())
+    assert facts["model"] == "models:/pumps/1"
+    assert facts["factors"]["dimension"].keys() == {"load"}
+    assert "--overwrite" in run(trained, *words, "--out", "card.json", code=2).stderr
+    digits = run(
+        trained, "scorecard", "models:/digits/1", "sklearn:digits", "--classes", "digit", *small, "--json"
+    ).stdout
+    assert json.loads(digits)["samples"][1]["modes"]["count"] == 10
+    assert "at least 60 rows" in run(trained, "scorecard", "models:/pumps/1", "two.csv", code=2).stderr
+    assert "absent" in run(trained, "scorecard", "models:/pumps/1", "numbers.csv", code=2).stderr
 
 
 def test_pictures_of_images(trained: Path) -> None:

@@ -36,5 +36,6 @@ for _verb in (
     report.report,
     understand.compare,
     understand.compare, understand.generate, understand.latent,
+    understand.compare, understand.scorecard, understand.generate, understand.latent,
 ):  # fmt: skip
     main.add_command(_verb)

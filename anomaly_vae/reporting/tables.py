@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..comparison.results import Figures, ModelComparison
+    from ..scorecard import Samples, Scorecard
 
 WIDTH = 150
 """Columns of a table that goes into a file or a pipe."""
@@ -13,7 +16,6 @@ WIDTH = 150
 
 def print_comparison(found: ModelComparison) -> None:
     """Print the table of models: figures, or the sentence in their place, and the notes below."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -31,9 +33,7 @@ def print_comparison(found: ModelComparison) -> None:
     for rung in found.rungs:
         cells = [""] * len(heads) if rung.figures is None else _cells(rung.figures)
         table.add_row(escape(rung.title), *cells)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = _console()
     console.print(table)
     console.print()
     for rung in found.rungs:
@@ -70,3 +70,73 @@ def _cells(figures: Figures) -> list[str]:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def print_scorecard(found: Scorecard) -> None:
+    """Print the six properties: samples and baselines as a table, the latent space and the bound as lines."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"{found.data}: {found.rows:,} rows looked at, compared in {found.space} features"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    heads = ("samples", "Fréchet", "classifier AUC", "precision", "density", "recall", "coverage", "modes", "inception")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left")
+    for samples in found.samples:
+        table.add_row(escape(samples.name), *_sampled(samples))
+    console = _console()
+    console.print(table)
+    console.print()
+    for name, value in _properties(found):
+        console.print(f"{name:<24}{escape(value)}", highlight=False)
+    for note in found.notes:
+        console.print(f"Note: {escape(note)}", highlight=False)
+
+
+def _sampled(samples: Samples) -> list[str]:
+    near, inception = samples.neighbourhoods, samples.inception
+    return [
+        f"{samples.frechet.value:.3f} ± {samples.frechet.se:.3f}",
+        f"{samples.classifier.auroc:.3f} ({samples.classifier.low:.3f}-{samples.classifier.high:.3f})",
+        f"{near.precision:.3f}",
+        f"{near.density:.3f}",
+        f"{near.recall:.3f}",
+        f"{near.coverage:.3f} of {near.expected_coverage:.3f}",
+        f"{samples.modes.found} of {samples.modes.count}",
+        "" if inception is None else f"{inception.value:.2f} of {inception.classes}",
+    ]
+
+
+def _properties(found: Scorecard) -> list[tuple[str, str]]:
+    lines = [("sampling", f"{found.rows_per_second:,.0f} rows a second")]
+    if found.smoothness is not None:
+        smooth = found.smoothness
+        lines.append(("smoothness", f"paths {smooth.detour:.2f} times as long as straight, longest step "
+                      f"{smooth.largest_step:.2f} times the mean ({smooth.paths} paths)"))  # fmt: skip
+    if found.prior is not None:
+        prior = found.prior
+        lines.append(("aggregated posterior", f"{prior.marginal_kl:.2f} ± {prior.marginal_se:.2f} nats off the prior; "
+                      f"codes tell {prior.mutual_information:.2f} nats of rows (of {prior.log_rows:.2f})"))  # fmt: skip
+    lines.append(("latent dimensions", f"{found.active} of {found.latent} in use"))
+    if found.factors is not None:
+        f = found.factors
+        lines.append(("known factors", f"MIG {f.mig:.3f}, disentanglement {f.disentanglement:.3f}, completeness "
+                      f"{f.completeness:.3f}, informativeness {f.informativeness:.3f}"))  # fmt: skip
+        best = ", ".join(f"{name} {value:.2f} with z{f.dimension[name]}" for name, value in f.correlation.items())
+        lines.append(("largest correlations", best))
+    for bound in found.bounds:
+        name = f"bound of {bound.k} sample{'s' if bound.k > 1 else ''}"
+        lines.append((name, f"{bound.value:.2f} ± {bound.se:.2f} nats, "
+                      f"{bound.gap:.2f} below the last; effective samples {bound.ess:.1f}"))  # fmt: skip
+    for column in found.perplexities:
+        lines.append(
+            (f"perplexity {column.name}", f"{column.value:.2f} ± {column.se:.2f}, by itself {column.alone:.2f}")
+        )
+    return lines
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)

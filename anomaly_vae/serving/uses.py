@@ -26,7 +26,7 @@ from ..understanding import GenerateConfig, LatentConfig
 from .outputs import OUTPUT_SUFFIXES, appearing, write_tables
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from ..reporting.grids import Figure
 
 PICTURE = ".png"
 ACROSS = 12
@@ -135,6 +135,12 @@ def rows_of(
     return frame.drop(columns=extra), {name: frame[name] for name in names}
 
 
+def values_of(column: pd.Series) -> np.ndarray[Any, Any]:
+    """Return a column as numbers, if it is one of numbers, else as text: of a CSV file it was read as text."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    return numbers.to_numpy(dtype=np.float64) if numbers.notna().all() else column.map(str).to_numpy()
+
+
 def generated(detector: Detector, config: GenerateConfig, source: str | None, named: Named) -> Made:
     """Return rows made from codes.
 
@@ -236,9 +242,9 @@ def _map(space: LatentSpace, frame: pd.DataFrame, label: pd.Series | None) -> Ma
     colour: Any = places["anomaly_score"].to_numpy()
     name = "anomaly score, nats"
     if label is not None:
-        numbers = pd.to_numeric(label, errors="coerce")
-        continuous = numbers.notna().all() and numbers.nunique() > ACROSS
-        colour, name = (numbers if continuous else label.map(str)).to_numpy(), str(label.name)
+        values = values_of(label)
+        continuous = values.dtype != object and len(np.unique(values)) > ACROSS
+        colour, name = values if continuous else label.map(str).to_numpy(), str(label.name)
         places = places.assign(**{str(label.name): label.to_numpy()})
     title = f"{len(places):,} rows; {share:.0%} of the codes' variance lies in this plane"
     figure = map_figure(places["x"].to_numpy(), places["y"].to_numpy(), colour, name=name, title=title)
