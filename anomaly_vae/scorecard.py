@@ -267,8 +267,10 @@ def _compared(
     columns = np.stack([rng.permutation(np.resize(rest[:, j], third)) for j in range(x.shape[1])], 1)
     seen["independent columns"] = _entered(detector, columns)
     rest_seen = _entered(detector, rest)
-    covariance = np.cov(rest_seen, rowvar=False) + 1e-9 * np.eye(rest_seen.shape[1])
+    covariance = np.atleast_2d(np.cov(rest_seen, rowvar=False))
     seen["Gaussian"] = rng.multivariate_normal(rest_seen.mean(0), covariance, size=third, method="eigh")
+    constant = rest_seen.std(0) == 0  # to the digit, or a classifier would tell them by the last one
+    seen["Gaussian"][:, constant] = rest_seen[0, constant]
     features = _features(detector, judge, rest, rest_seen, config)
     points = {name: features(part) for name, part in seen.items()}
     neighbours = min(config.neighbours, third - 1)
