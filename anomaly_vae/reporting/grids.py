@@ -27,7 +27,7 @@ def image_grid(
     labels: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
-    """Images in lines of equal length, without gaps between the images of a line.
+    """Images in lines of equal length, a thin white line between them.
 
     Args:
         images: Levels, (n, h, w, c), line by line; the last line may be shorter.
@@ -42,20 +42,23 @@ def image_grid(
     if images.ndim != 4 or not 1 <= n <= MOST_CELLS or across < 1:
         raise ShapeError(f"a grid must be of 1 to {MOST_CELLS} images (n, h, w, c), got {images.shape}. Take fewer.")
     _, h, w, c = images.shape
-    down = -(-n // across)
-    sheet = np.full((down * h, across * w, c), 255, dtype=np.uint8)
+    down, gap = -(-n // across), max(1, h // 16)
+    high, wide = h + gap, w + gap
+    sheet = np.full((down * high - gap, across * wide - gap, c), 255, dtype=np.uint8)
     for i, image in enumerate(images):
         y, x = divmod(i, across)
-        sheet[y * h : (y + 1) * h, x * w : (x + 1) * w] = image
+        sheet[y * high : y * high + h, x * wide : x * wide + w] = image
     size = max(2.0, min(12.0, 0.5 * across))
     figure = Figure(
-        figsize=(size + (1.2 if labels else 0.2), size * down * h / (across * w) + (0.5 if title else 0.2)),
+        figsize=(size + (1.2 if labels else 0.2), size * sheet.shape[0] / sheet.shape[1] + (0.5 if title else 0.2)),
         layout="constrained", facecolor="white",
     )  # fmt: skip
     axis = figure.subplots()
     axis.imshow(sheet[..., 0] if c == 1 else sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set_xticks([])
-    axis.set_yticks([(y + 0.5) * h for y in range(down)] if labels else [], list(labels)[:down] if labels else None)
+    axis.set_yticks(
+        [y * high + 0.5 * h for y in range(down)] if labels else [], list(labels)[:down] if labels else None
+    )
     axis.tick_params(length=0, labelsize=8, labelcolor=INK)
     for side in axis.spines.values():
         side.set_visible(False)

@@ -15,8 +15,9 @@ def test_a_grid_has_each_image_in_its_place() -> None:
     images = (np.arange(5, dtype=np.uint8) * 40)[:, None, None, None] * np.ones((1, 4, 3, 1), dtype=np.uint8)
     figure = image_grid(images, across=2, labels=["one", "two", "three"], title="five")
     sheet = figure.axes[0].images[0].get_array()
-    assert sheet.shape == (12, 6)
-    assert [int(sheet[4 * (i // 2), 3 * (i % 2)]) for i in range(6)] == [0, 40, 80, 120, 160, 255]
+    assert sheet.shape == (14, 7)  # a line of one pixel between images
+    assert [int(sheet[5 * (i // 2), 4 * (i % 2)]) for i in range(6)] == [0, 40, 80, 120, 160, 255]
+    assert (sheet[4] == 255).all()
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["one", "two", "three"]
     for wrong in (np.zeros((0, 4, 4, 1), dtype=np.uint8), np.zeros((3, 4, 4), dtype=np.uint8)):
         with pytest.raises(ShapeError, match="a grid must be"):
