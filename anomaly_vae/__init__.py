@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from .detection.detector import Detector
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
-    from .options import AuditConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .latent.space import LatentSpace
-    from .options import AuditConfig, ImageConfig, ResampleConfig, ScoreConfig, TrainConfig
+    from .options import AuditConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
     from .row_weigher import RowWeigher
     from .scorecard import make_scorecard
@@ -40,8 +39,8 @@ _HOMES = {
     "ImageConfig": "options",
     "ImageSchema": "data.images",
     "LatentDensityResampler": "resampler",
-    "ReportConfig": "options",
     "LatentSpace": "latent.space",
+    "ReportConfig": "options",
     "ResampleConfig": "options",
     "RowWeigher": "row_weigher",
     "Schema": "data.schema",
@@ -63,8 +62,8 @@ __all__ = [
     "ImageConfig",
     "ImageSchema",
     "LatentDensityResampler",
-    "ReportConfig",
     "LatentSpace",
+    "ReportConfig",
     "ResampleConfig",
     "RowWeigher",
     "Schema",

@@ -34,8 +34,6 @@ for _verb in (
     debias.audit, debias.resample, debias.weigh,
     models.serve, models.schema, models.info,
     report.report,
-    understand.compare,
-    understand.compare, understand.generate, understand.latent,
     understand.compare, understand.scorecard, understand.generate, understand.latent,
 ):  # fmt: skip
     main.add_command(_verb)
