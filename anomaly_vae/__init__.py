@@ -14,14 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .comparison.ladder import compare_models
     from .data.images import ImageSchema
     from .data.schema import Column, Schema
     from .detection.detector import Detector
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
+    from .latent.space import LatentSpace
     from .options import AuditConfig, BatchConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
     from .row_weigher import RowWeigher
+    from .scorecard import make_scorecard
+    from .understanding import CompareConfig, ScorecardConfig
 
 __version__ = "0.3.0"
 
@@ -31,17 +35,22 @@ _HOMES = {
     "AuditConfig": "options",
     "BatchConfig": "options",
     "Column": "data.schema",
+    "CompareConfig": "understanding",
     "Detector": "detection.detector",
     "ImageConfig": "options",
     "ImageSchema": "data.images",
     "LatentDensityResampler": "resampler",
+    "LatentSpace": "latent.space",
     "ReportConfig": "options",
     "ResampleConfig": "options",
     "RowWeigher": "row_weigher",
     "Schema": "data.schema",
     "ScoreConfig": "options",
+    "ScorecardConfig": "understanding",
     "TrainConfig": "options",
+    "compare_models": "comparison.ladder",
     "fit_detector": "estimator",
+    "make_scorecard": "scorecard",
 }
 
 __all__ = [
@@ -50,17 +59,22 @@ __all__ = [
     "AuditConfig",
     "BatchConfig",
     "Column",
+    "CompareConfig",
     "Detector",
     "ImageConfig",
     "ImageSchema",
     "LatentDensityResampler",
+    "LatentSpace",
     "ReportConfig",
     "ResampleConfig",
     "RowWeigher",
     "Schema",
     "ScoreConfig",
+    "ScorecardConfig",
     "TrainConfig",
+    "compare_models",
     "fit_detector",
+    "make_scorecard",
 ]
 
 

@@ -22,6 +22,7 @@ DOORS = {
     "matplotlib": ("anomaly_vae/reporting/",),
     "jinja2": ("anomaly_vae/reporting/",),
     "click": ("anomaly_vae/cli/", "pipelines/"),
+    "zuko": ("anomaly_vae/models/flow.py",),
     "pyspark": ("anomaly_vae/serving/spark.py",),
 }
 """Which rooms may import a library; elsewhere it is not to be found, lazily or not."""

@@ -22,6 +22,7 @@ VERBS = [
     *("train", "score", "explain", "serve", "schema", "evaluate", "calibrate", "info"),
     *("audit", "resample", "weigh", "report", "monitor"),
 ]
+VERBS += ["compare", "scorecard", "generate", "latent"]
 FAST = ["--set", "steps=100", "--set", "hidden=[16]", "--set", "latent=2"]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
     "OMP_NUM_THREADS": "1",

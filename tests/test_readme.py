@@ -119,6 +119,7 @@ def test_named_targets_and_functions_exist(page: Path) -> None:
     named = set(re.findall(r"`make ([a-z-]+)", text)) | set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE))
     assert named <= targets
     rooms = "data|models|training|detection|estimator|evaluation|reporting|serving|options|errors"
+    rooms += "|comparison|latent|scorecard|understanding"
     for dotted in set(re.findall(rf"`((?:{rooms})(?:\.\w+)+)`", text)):
         parts = dotted.split(".")
         module, rest = importlib.import_module("anomaly_vae"), list(parts)

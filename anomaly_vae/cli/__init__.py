@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from . import debias, detect, models, report, scoring, watch
+from . import debias, detect, models, report, scoring, understand, watch
 from .shell import Verbs
 
 
@@ -35,5 +35,6 @@ for _verb in (
     models.serve, models.schema, models.info,
     report.report,
     watch.monitor,
+    understand.compare, understand.scorecard, understand.generate, understand.latent,
 ):  # fmt: skip
     main.add_command(_verb)

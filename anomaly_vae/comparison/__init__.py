@@ -1,0 +1,1 @@
+"""The models of the family on one data set: trained alike, measured alike, in one table."""

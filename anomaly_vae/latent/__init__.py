@@ -1,0 +1,1 @@
+"""What codes are good for: rows drawn, restored, filled in, mixed, packed, grouped, moved and mapped."""
