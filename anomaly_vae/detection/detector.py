@@ -32,10 +32,9 @@ from .calibration import Calibration, check_rates, judged
 from .image_scores import (
     fitted_density,
     heat_maps,
-    pixel_attributions,
+    image_attributions,
     reconstructions,
     score_images,
-    statistic_attributions,
 )
 from .latent import entered, posteriors
 from .missing import charged, expected_costs, total
@@ -433,20 +432,17 @@ class Detector:
         return replace(scores, value=scores.value + total(charged(x, self.missing_cost)))
 
     def _uncharged(self, x: Tensor, k: int, kind: str) -> Scores:
+        x, noise = x.to(self.device), self._noise(k)
         if isinstance(self.model, ImageVAE):
             with exact_convolutions(self.device):
-                x = x.to(self.device)
-                return score_images(self.model, x, noise=self._noise(k), kind=kind, density=self.statistics)
-        return score_rows(self.model, x, noise=self._noise(k), kind=kind)
+                return score_images(self.model, x, noise=noise, kind=kind, density=self.statistics)
+        return score_rows(self.model, x, noise=noise, kind=kind)
 
     def _reasons(self, frame: pd.DataFrame, x: Tensor, *, k: int, top: int) -> list[str]:
         kind, noise = self.config.score_kind, self._noise(k)
         if isinstance(self.model, ImageVAE):
             x = x.to(self.device)
-            if kind == "statistics":
-                assert self.statistics is not None
-                return statistic_attributions(self.model, x, noise=noise, density=self.statistics, top=top)
-            return pixel_attributions(self.model, x, noise=noise, kind=kind, top=top)
+            return image_attributions(self.model, x, noise=noise, kind=kind, top=top, density=self.statistics)
         assert isinstance(self.schema, Schema)
         return attributions(
             self.model, self.schema, named(frame), x,

@@ -132,6 +132,25 @@ def fitted_density(model: ImageVAE, x: Tensor, *, noise: Tensor, seed: int) -> S
     return StatisticsDensity.fitted(statistics(model, x, noise=noise)[0], components=COMPONENTS, seed=seed)
 
 
+def image_attributions(
+    model: ImageVAE, x: Tensor, *, noise: Tensor, kind: str, top: int, density: StatisticsDensity | None = None
+) -> list[str]:
+    """Return each image's reasons as JSON text: of which statistics, or of which pixels; see the two functions below.
+
+    Args:
+        model: Trained model in eval mode.
+        x: Encoded images, (n, m), levels.
+        noise: The noise of the score, (k, l).
+        kind: The score's kind.
+        top: Reasons to name, the costliest first.
+        density: Of the statistics; for that kind alone.
+    """
+    if kind != "statistics":
+        return pixel_attributions(model, x, noise=noise, kind=kind, top=top)
+    assert density is not None
+    return statistic_attributions(model, x, noise=noise, density=density, top=top)
+
+
 def statistic_attributions(
     model: ImageVAE, x: Tensor, *, noise: Tensor, density: StatisticsDensity, top: int
 ) -> list[str]:
