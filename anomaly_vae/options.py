@@ -417,3 +417,25 @@ class ServeConfig(Options):
         for name in ("timeout_s", "read_timeout_s"):
             value = getattr(self, name)
             check(is_number(value) and value > 0, name, "be a number above 0", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig(Options):
+    """How scored rows are watched for drift.
+
+    Example:
+        >>> MonitorConfig(level=0.05).least_psi
+        0.1
+    """
+
+    level: float = option(0.01, "share of undisturbed jobs in which anything may be alarmed")
+    least_psi: float = option(0.1, "stability indices of a column under this are not worth an alarm, however certain")
+    least_missing: float = option(0.05, "changes of a column's share of missing cells under this are not, either")
+    seed: int = option(0, "seed of the numbers that smooth p-values")
+
+    def __post_init__(self) -> None:
+        check(is_number(self.level) and 0 < self.level < 1, "level", "be a number between 0 and 1", self.level)
+        for name in ("least_psi", "least_missing"):
+            value = getattr(self, name)
+            check(is_number(value) and value >= 0, name, "be a number of at least 0", value)
+        check(is_integer(self.seed, 0), "seed", "be an integer of at least 0", self.seed)

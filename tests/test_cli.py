@@ -19,8 +19,8 @@ from anomaly_vae.cli import main
 from tests.shell import run
 
 VERBS = [
-    *("train", "score", "explain", "serve", "schema", "evaluate", "calibrate", "info", "audit", "resample", "weigh"),
-    "report",
+    *("train", "score", "explain", "serve", "schema", "evaluate", "calibrate", "info"),
+    *("audit", "resample", "weigh", "report", "monitor"),
 ]
 VERBS += ["compare", "scorecard", "generate", "latent"]
 FAST = ["--set", "steps=100", "--set", "hidden=[16]", "--set", "latent=2"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from . import debias, detect, models, report, understand
+from . import debias, detect, models, report, understand, watch
 from .shell import Verbs
 
 
@@ -34,6 +34,7 @@ for _verb in (
     debias.audit, debias.resample, debias.weigh,
     models.serve, models.schema, models.info,
     report.report,
+    watch.monitor,
     understand.compare, understand.scorecard, understand.generate, understand.latent,
 ):  # fmt: skip
     main.add_command(_verb)

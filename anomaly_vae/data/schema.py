@@ -163,8 +163,9 @@ class Schema:
         frame = named(frame)
         self._check_names(list(frame.columns), allow_missing)
         out = np.full((len(frame), len(self.modelled)), np.nan, dtype=np.float32)
+        done = self._standardised_at_once(frame, out)
         for j, column in enumerate(self.modelled):
-            if column.name not in frame.columns:
+            if j in done or column.name not in frame.columns:
                 continue
             series = frame[column.name]
             if _is_discrete(column):
@@ -175,6 +176,25 @@ class Schema:
             else:
                 out[:, j] = _standardised(series, column)
         return out
+
+    def _standardised_at_once(self, frame: pd.DataFrame, out: NDArray[np.float32]) -> frozenset[int]:
+        """Fill in continuous columns of plain numbers together, and return which; none where one needs a word said.
+
+        The arithmetic is that of `_standardised`, cell by cell; of a few rows nearly all cost lies in the calls.
+        """
+        plain = {
+            name for name, dtype in zip(frame.columns, frame.dtypes, strict=True) if dtype in (np.float64, np.int64)
+        }
+        found = [j for j, c in enumerate(self.modelled) if c.kind == "continuous" and c.name in plain]
+        found = [j for j in found if self.modelled[j].dtype != "datetime64[ns]"]
+        columns = [self.modelled[j] for j in found]
+        cells = frame[[c.name for c in columns]].to_numpy(dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = (cells - [c.center for c in columns]) / [c.scale for c in columns]
+            if (np.abs(values) > SATURATION).any() or np.isinf(cells).any():
+                return frozenset()
+        out[:, found] = values
+        return frozenset(found)
 
     def decode(self, x: NDArray[Any]) -> pd.DataFrame:
         """Return encoded rows (n, m) as a table with the user's names and dtypes; unseen categories are `UNSEEN`."""

@@ -2,12 +2,13 @@
 
 ================  ==========================================================================================
 config.json       format version, package version, settings, schema, digests of the other files
-model.safetensors weights, calibration scores, noise, what missing cells are charged or how statistics are distributed
+model.safetensors weights, calibration scores, noise, what missing cells are charged or how statistics are distributed,
+                  counts of the training rows' cells in bins
 golden.json       rows drawn from the model, with their scores; images as PNG in base64
 ================  ==========================================================================================
 
-Nothing in it is executable and no training row is in it. Format version 3; version 2, of tables alone, and version 1,
-without companions, are read.
+Nothing in it is executable and no training row is in it. Format version 4; version 3, without counts of the training
+rows, version 2, of tables alone, and version 1, without companions, are read.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..data.images import ImageSchema
+from ..data.profile import Profile
 from ..data.schema import Schema
 from ..errors import AnomalyVaeError, ArtifactError, OutputExistsError
 from ..models.conv import ImageVAE
@@ -49,7 +51,7 @@ from .statistics import StatisticsDensity
 if TYPE_CHECKING:
     from .detector import Detector
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 GOLDEN_ROWS = 8
 MOST_GOLDEN_ROWS = 1024
 LARGEST_JSON = 64 << 20
@@ -81,6 +83,7 @@ class Loaded:
     noise: Tensor
     missing_cost: Tensor | None
     statistics: StatisticsDensity | None
+    profile: Profile | None
     golden: dict[str, Any]
 
 
@@ -105,6 +108,9 @@ def _tensor_bytes(detector: Detector) -> bytes:
         tensors["missing_cost"] = detector.missing_cost
     if detector.statistics is not None:
         tensors |= {f"statistics.{k}": torch.from_numpy(v) for k, v in vars(detector.statistics).items()}
+    if detector.profile is not None:
+        arrays = detector.profile.to_arrays()
+        tensors |= {f"profile.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
     return save_tensors(tensors)
 
 
@@ -206,6 +212,8 @@ def load(folder: Path) -> Loaded:
         for name, value in _named("group.", arrays).items():
             group, k = name.rsplit(".", 1)
             groups.setdefault(group, {})[int(k)] = value.numpy()
+        counted = {k: v.numpy() for k, v in _named("profile.", arrays).items()}
+        profile = Profile.from_arrays(schema.modelled, counted) if isinstance(schema, Schema) and counted else None
         noise = arrays["noise"]
         parsed = _golden(golden, config, noise)
     except ArtifactError:
@@ -213,7 +221,8 @@ def load(folder: Path) -> Loaded:
     except DAMAGES as error:
         raise damaged(error) from error
     model.eval().requires_grad_(False)
-    return Loaded(schema, model, config, calibration, groups, noise, arrays.get("missing_cost"), statistics, parsed)
+    costs = arrays.get("missing_cost")
+    return Loaded(schema, model, config, calibration, groups, noise, costs, statistics, profile, parsed)
 
 
 def _named(prefix: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:

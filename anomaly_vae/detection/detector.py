@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..cards import card
 from ..data.images import ImageSchema
+from ..data.profile import Profile
 from ..data.schema import Schema, named
 from ..errors import CalibrationError, ConfigError, DataWarning, ShapeError
 from ..models.conv import ImageVAE
@@ -60,6 +61,7 @@ class Detector:
         noise: Standard normal draws shared by all rows, (k_max, l).
         missing_cost: What a missing cell of each column is charged, (m,), float64, nats; None: nothing.
         statistics: The density of images' statistics; None for tables.
+        profile: Counts of the training rows' cells, to compare later rows with; None for images and older models.
 
     Example:
         >>> from anomaly_vae import fit_detector, TrainConfig
@@ -77,6 +79,7 @@ class Detector:
     noise: Tensor
     missing_cost: Tensor | None = None
     statistics: StatisticsDensity | None = None
+    profile: Profile | None = None
 
     @classmethod
     def calibrated(
@@ -96,18 +99,20 @@ class Detector:
             model: The trained model.
             config: How it was trained.
             frame: Held-out normal rows.
-            trained: Training rows, encoded, (n, m), from which to learn what a missing cell is charged.
+            trained: Training rows, encoded, (n, m): what a missing cell is charged, and the profile.
             held: Held-out normal images, encoded, (v, m), other than those of `frame`: their statistics are fitted.
         """
         generator = torch.Generator().manual_seed(config.seed)
         noise = torch.randn(max(config.calibration_k), model.latent, generator=generator)
         model = model.cpu().eval().requires_grad_(False)
-        costs = density = None
+        costs = density = profile = None
+        if isinstance(schema, Schema) and trained is not None:
+            profile = Profile.fit(schema, trained.cpu().numpy())
         if isinstance(model, VAE) and isinstance(config, TrainConfig) and config.charge_missing and trained is not None:
             costs = expected_costs(model, trained.cpu(), noise=noise[: config.k], kind=config.score_kind)
         if isinstance(model, ImageVAE) and held is not None and len(held):
             density = fitted_density(model, held.cpu(), noise=noise[: config.k], seed=config.seed)
-        bare = cls(schema, model, config, Calibration({}), noise, costs, density)
+        bare = cls(schema, model, config, Calibration({}), noise, costs, density, profile)
         return bare.calibrate(frame) if len(frame) else bare
 
     def calibrate(self, frame: pd.DataFrame, *, groups: ArrayLike | None = None) -> Self:
@@ -176,8 +181,8 @@ class Detector:
         x = self.encode(frame, allow_missing=allow_missing)
         out = self.score_encoded(x, alpha=alpha, fdr=fdr, k=k, groups=groups).set_axis(frame.index)
         if explain:
-            out["attributions"] = self._reasons(frame, x, k=self.config.k if k is None else k, top=explain)
-        out = out.astype({"score_kind": object, "attributions": object})
+            reasons = self._reasons(frame, x, k=self.config.k if k is None else k, top=explain)
+            out["attributions"] = pd.Series(reasons, index=out.index, dtype=object)
         if mc_se is None:
             return out
         found = self._log_likelihoods(x, mc_se, MAX_K)
@@ -201,12 +206,11 @@ class Detector:
         p_values, threshold = judged(self.calibration, scores.value, groups, alpha=alpha, fdr=fdr, k=k)
         ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
         ess[np.isnan(scores.ess)] = pd.NA
+        kind, nothing = (pd.Series([text] * len(x), dtype=object) for text in (self.config.score_kind, None))
         columns = (
-            scores.value, self.config.score_kind, p_values, scores.value > threshold, threshold,
-            scores.mc_se, scores.ess, ess, None,
+            scores.value, kind, p_values, scores.value > threshold, threshold, scores.mc_se, scores.ess, ess, nothing,
         )  # fmt: skip
-        out = pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
-        return out.astype({"score_kind": object, "attributions": object})
+        return pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
@@ -402,9 +406,9 @@ class Detector:
         """
         parts = artifact.load(Path(folder))
         detector = cls(
-            parts.schema, parts.model, parts.config, Calibration(parts.calibration, parts.groups), parts.noise
-        )
-        detector = replace(detector, missing_cost=parts.missing_cost, statistics=parts.statistics)
+            parts.schema, parts.model, parts.config, Calibration(parts.calibration, parts.groups), parts.noise,
+            parts.missing_cost, parts.statistics, parts.profile,
+        )  # fmt: skip
         artifact.check_golden(detector, parts.golden)
         return detector
 

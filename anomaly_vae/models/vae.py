@@ -16,6 +16,7 @@ from .mixture import BLOCK, ClassMixture
 from .networks import MLP, TableInput
 from .priors import PRIORS, Prior
 from .threads import side_by_side
+from .together import Together
 
 if TYPE_CHECKING:
     from .fused import FusedVAE
@@ -47,6 +48,7 @@ class VAE(nn.Module):
         self.columns = len(columns)
         self.described = tuple(columns)
         self.companions = nn.ModuleList()
+        self._together: tuple[nn.ModuleList, Together] | None = None
         self.share = config.autoencoder_share
         self.latent = config.latent or min(LARGEST_LATENT, self.columns)
         self.discrete = [c.kind in ("binary", "categorical") for c in columns]
@@ -110,7 +112,9 @@ class VAE(nn.Module):
 
     def companions_log_prob(self, x: Tensor) -> Tensor:
         """Return the companions' mean log p(x) of rows (n, m), nats, (n,), float64."""
-        return _mean(self._of_companions(lambda companion: companion.log_prob(x), len(x)))
+        if self._together is None or self._together[0] is not self.companions:
+            self._together = self.companions, Together(list(self.companions))  # type: ignore[arg-type]
+        return self._together[1].mean_log_prob(x)
 
     def companions_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the companions' mean parts of -log p(x), (n, m), and their mean remainder, (n,), as `ClassMixture`."""

@@ -21,6 +21,7 @@ from ..errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Comparison
+    from ..evaluation.martingale import Evidence
     from ..training import Epoch
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -251,6 +252,31 @@ def _focus(axes: Axes, values: NDArray[np.float64]) -> None:
     span = high - middle
     if span > 0 and middle - low > 3 * span:
         axes.set_ylim(middle - 3 * span, high + 0.3 * span)
+
+
+def drift_curve(evidence: Evidence) -> Figure:
+    """What betting against the calibration rows has earned, row by row, and where that is an alarm.
+
+    Args:
+        evidence: The outcome of a martingale.
+
+    Raises:
+        ShapeError: It has seen no rows.
+    """
+    if not evidence.path:
+        raise ShapeError("a martingale must have seen rows to be drawn, got none. Update it first.")
+    rows, log_capital = np.array(evidence.path).T
+    figure = Figure(figsize=(9, 4.5), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    title = f"Evidence that {evidence.rows:,} rows differ from {evidence.calibration_rows:,} calibration rows"
+    _style(axes, title, "row", "log of the capital, from 0")
+    axes.plot(rows + 1, log_capital, color=BLUE, label="log capital")
+    bound = f"alarm: {1 / evidence.level:,.0f}-fold, level {evidence.level:g}"
+    axes.axhline(-np.log(evidence.level), color=VERMILLION, linestyle="--", label=bound)
+    for row in evidence.alarms[:50]:
+        axes.axvline(row + 1, color=VERMILLION, alpha=0.5, linewidth=1)
+    _legend(axes, "upper left")
+    return figure
 
 
 def _style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:

@@ -24,8 +24,8 @@ SMALL_BODY = 1 << 16
 MOST_TOGETHER = 256
 """Requests in one block."""
 
-Answer = tuple[bytes, int, int]
-"""The body, its rows, and how many of them are flagged."""
+Answer = tuple[bytes, int, int, list[float]]
+"""The body, its rows, how many of them are flagged, and the p-values to watch for drift."""
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Lane:
         for job, x in group:
             part = {name: cells[start : start + len(x)] for name, cells in columns.items()}
             start += len(x)
-            job.future.set_result(answer_of(part))
+            job.future.set_result(answer_of(part, watched=k in (None, self._detector.config.k)))
 
 
 def _settle(future: Future[Answer], score: Callable[[], Answer]) -> None:
@@ -116,7 +116,12 @@ def _settle(future: Future[Answer], score: Callable[[], Answer]) -> None:
         future.set_exception(error)
 
 
-def answer_of(columns: dict[str, list[Any]]) -> Answer:
-    """Return scores as the body of an answer."""
+def answer_of(columns: dict[str, list[Any]], *, watched: bool = True) -> Answer:
+    """Return scores as the body of an answer, with their p-values if they are watched (see `pulse`)."""
     flags = columns["is_anomaly"]
-    return json.dumps({"predictions": columns}, allow_nan=False).encode(), len(flags), sum(flags)
+    return (
+        json.dumps({"predictions": columns}, allow_nan=False).encode(),
+        len(flags),
+        sum(flags),
+        columns["p_value"] if watched else [],
+    )

@@ -38,6 +38,7 @@ from . import journal, payload
 from .flavor import CALLER_FAULTS, arguments, columns_of
 from .lane import SMALL_BODY, Answer, Asked, Lane, answer_of
 from .payload import RefusedError
+from .pulse import Pulse
 from .tally import Tally
 
 Message = MutableMapping[str, Any]
@@ -96,6 +97,7 @@ class Service:
         self._facts: dict[str, str] = {}
         self._ready = False
         self._lane: Lane | None = None
+        self._pulse: Pulse | None = None
         places = config.concurrency or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(places, thread_name_prefix="score")
         self._most_waiting = places + config.queue
@@ -119,6 +121,8 @@ class Service:
         """
         await asyncio.get_running_loop().run_in_executor(self._pool, self._prepare)
         self._ready = True
+        assert self._detector is not None
+        self._pulse = Pulse(self._detector)
         self.tally.add("ready")
         journal.write("info", "ready", **self._facts, pid=os.getpid())
 
@@ -178,7 +182,7 @@ class Service:
             "/health": lambda: (200 if self._detector else 503, "\n", JSON_TYPE),
             "/ready": lambda: (200 if self._ready else 503, "\n", JSON_TYPE),
             "/version": lambda: (200, VERSION, JSON_TYPE),
-            "/metrics": lambda: (200, self.tally.text(self._facts), TEXT_TYPE),
+            "/metrics": self._metrics,
         }
         if exchange.path not in answers:
             refused = RefusedError(
@@ -263,7 +267,7 @@ class Service:
         self._waiting += 1
         future.add_done_callback(lambda _: _call(loop, self._leave))  # a place is free when its thread is
         try:
-            answer, rows, flagged = await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout_s)
+            answer, rows, flagged, p_values = await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout_s)
         except TimeoutError:
             raise self._late(future) from None
         except RefusedError:
@@ -281,7 +285,19 @@ class Service:
         exchange.facts |= {"rows": rows, "flagged": flagged}
         self.tally.add("rows_total", rows)
         self.tally.add("flagged_rows_total", flagged)
+        if self._pulse is not None and self._pulse.add(p_values):
+            self._feel(self._pulse)
         return answer
+
+    def _feel(self, pulse: Pulse) -> None:
+        log_capital, alarms = pulse.read()
+        self.tally.set("drift_log_capital", log_capital)
+        self.tally.set("drift_alarms_total", alarms)
+
+    def _metrics(self) -> tuple[int, str, str]:
+        if self._pulse is not None:
+            self._feel(self._pulse)
+        return 200, self.tally.text(self._facts), TEXT_TYPE
 
     def _score(self, body: bytes, media: str) -> Answer:
         """Return the answer to a request; runs in a thread."""
@@ -297,7 +313,8 @@ class Service:
             raise ConfigError(
                 f"mc_se must be asked for at most {MOST_REFINED_ROWS:,} rows, got {len(frame):,}. Send fewer."
             )
-        asked = Asked(lambda: answer_of(columns_of(detector.score_frame(frame, **wanted))))
+        watched = wanted["k"] in (None, detector.config.k)
+        asked = Asked(lambda: answer_of(columns_of(detector.score_frame(frame, **wanted)), watched=watched))
         if small and not wanted["explain"] and wanted["fdr"] is None and wanted["mc_se"] is None:
             asked.x = detector.encode(frame, allow_missing=wanted["allow_missing"])
             asked.alpha, asked.k = wanted["alpha"], wanted["k"]

@@ -32,10 +32,15 @@ _COUNTERS: Mapping[str, str] = {
     "flagged_rows_total": "Rows flagged as anomalous.",
     "schema_errors_total": "Requests whose rows were not of the model's columns.",
     "received_bytes_total": "Bytes of bodies read.",
+    "drift_alarms_total": "Times that the p-values answered left the distribution of the calibration rows.",
 }
 _LABELLED: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "requests_total": ("code", CODES, "Answers to /invocations by HTTP status."),
     "rejected_total": ("reason", REASONS, "Requests to /invocations that were not scored, by reason."),
+}
+_LARGEST: Mapping[str, str] = {
+    "drift_log_capital": "Evidence of drift, log of the capital won by betting against the calibration rows; an alarm "
+    "at the level e is -log(e). The largest of the workers'.",
 }
 _GAUGES: Mapping[str, str] = {
     "in_flight": "Requests to /invocations that are being read, scored or answered.",
@@ -50,10 +55,11 @@ def _keys() -> Iterator[str]:
     yield from (f"seconds/{bound}" for bound in (*BUCKETS, "+Inf"))
     yield "seconds_sum"
     yield from _GAUGES
+    yield from _LARGEST
 
 
 KEYS = {key: i for i, key in enumerate(_keys())}
-_FIRST_GAUGE = KEYS[next(iter(_GAUGES))]
+_FIRST_GAUGE, _FIRST_LARGEST = KEYS[next(iter(_GAUGES))], KEYS[next(iter(_LARGEST))]
 
 
 class Tally:
@@ -73,6 +79,10 @@ class Tally:
     def add(self, key: str, amount: float = 1.0) -> None:
         """Add to a count; a key that is not counted is an error of the programmer."""
         self.counts[KEYS[key]] += amount
+
+    def set(self, key: str, value: float) -> None:
+        """Set a count that is kept elsewhere."""
+        self.counts[KEYS[key]] = value
 
     def answered(self, status: int, seconds: float) -> None:
         """Count an answer of /invocations."""
@@ -107,6 +117,8 @@ class Tally:
         lines += [f"{full}_sum {value['seconds_sum']:.6f}", f"{full}_count {count:.0f}"]
         for name, text in _GAUGES.items():
             lines.append(f"{family(name, 'gauge', text)} {value[name]:.0f}")
+        for name, text in _LARGEST.items():
+            lines.append(f"{family(name, 'gauge', text)} {value[name]:.6g}")
         memory = sum(map(_resident, workers))
         lines.append(f"{family('resident_bytes', 'gauge', 'Memory of the workers, bytes.')} {memory}")
         labels = ",".join(f'{key}="{_escaped(text)}"' for key, text in facts.items())
@@ -125,7 +137,9 @@ class Tally:
                 alive.append(process)
             else:  # what a dead worker has counted stays counted; it is doing nothing any more
                 counts[_FIRST_GAUGE:] = 0
+            largest = np.maximum(total[_FIRST_LARGEST:], counts[_FIRST_LARGEST:])
             total += counts
+            total[_FIRST_LARGEST:] = largest
         return total, alive
 
 

@@ -99,6 +99,7 @@ def train_and_register(
     source: str | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
+    tags: Mapping[str, str] | None = None,
 ) -> Registered:
     """Train a detector, record the run, and register the model.
 
@@ -111,6 +112,7 @@ def train_and_register(
         source: Where the rows came from, for the record.
         checkpoint: File that an interrupted training goes on from; removed once the model is registered.
         progress: Whether to show a progress bar.
+        tags: Of the run, set before anything is trained.
 
     Raises:
         ConfigError: The name cannot be used in the registry.
@@ -122,7 +124,7 @@ def train_and_register(
         raise ShapeError("the table must have normal rows to learn from, got labels that are all true. Check --label.")
     rows = frame[normal]
     source = redacted(source) if source else None
-    with quiet(), tracked_run(name) as run_id:
+    with quiet(), tracked_run(name, tags) as run_id:
         epochs = _EpochLog(run_id)
         fit = fit_detector(rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress)
         epochs.flush(fit.history)
@@ -266,15 +268,20 @@ def check_name(name: str) -> None:
 
 
 @contextlib.contextmanager
-def tracked_run(name: str) -> Iterator[str]:
-    """A run in the experiment of that name, or the run that `mlflow run` has opened for this process."""
+def tracked_run(name: str, tags: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A run in the experiment of that name, or the run that `mlflow run` has opened for this process.
+
+    Args:
+        name: Of the experiment.
+        tags: Set from the run's beginning on.
+    """
     uri = connect()
     if "MLFLOW_RUN_ID" not in os.environ:
         if mlflow.get_experiment_by_name(name) is None:
             local = (_default_root() / "artifacts" / name).as_uri() if uri == _default_uri() else None
             mlflow.create_experiment(name, artifact_location=local)
         mlflow.set_experiment(name)
-    with mlflow.start_run() as run:
+    with mlflow.start_run(tags=dict(tags) if tags else None) as run:
         yield run.info.run_id
 
 

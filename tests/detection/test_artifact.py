@@ -51,6 +51,15 @@ def test_no_training_row_is_in_it(folder, training_rows):
     assert not any(row["height"] in exact for row in golden["rows"])
 
 
+def test_the_profile_of_the_training_rows_comes_back(folder, detector):
+    again = Detector.load(folder)
+    for a, b in zip(again.profile.columns, detector.profile.columns, strict=True):
+        assert (a.name, a.kind, a.missing) == (b.name, b.kind, b.missing)
+        np.testing.assert_array_equal(a.counts, b.counts)
+        np.testing.assert_array_equal(a.edges, b.edges)
+    assert again.profile.rows > 400
+
+
 def change_config(folder, change):
     facts = json.loads((folder / "config.json").read_text())
     change(facts)
@@ -82,7 +91,7 @@ TAMPERINGS = {
     "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json must be a JSON object"),
     "newer": (
         lambda f: change_config(f, lambda c: c.update(format_version=99, package_version="9.0")),
-        "must be of format 3 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
+        "must be of format 4 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
     ),
     "no version": (
         lambda f: change_config(f, lambda c: c.pop("format_version")),
@@ -162,6 +171,12 @@ FROZEN = {
         [10, 31, 29, 29, 32],
         39,
     ),
+    "format_4": (
+        "b59cf5060a737849",
+        [24.837755550562974, 24.015595102291794, 23.311988722780697, 24.025418108068035, 23.471410483808885],
+        [8, 15, 29, 15, 26],
+        39,
+    ),
     "format_3": (
         "a654fbf9e5f8ddfe",
         [24.782831800005415, 23.990731310819903, 23.249384974770216, 23.95773403560072, 23.381186883570845],
@@ -174,7 +189,7 @@ FROZEN = {
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_released_formats_stay_readable(name):
-    """Detectors in the repository as 0.1.0, 0.2.0 and 0.3.0 wrote them: they load and score as they did then."""
+    """Detectors in the repository as 0.1.0, 0.2.0, 0.3.0 and 0.4.0 wrote them: they load and score as they did then."""
     digest, scores, ranks, calibration_rows = FROZEN[name]
     frozen = Detector.load(Path(__file__).parent / name)
     rows = mixed_frame(5, seed=1).assign(when=pd.Timestamp("2024-01-03"))
@@ -182,4 +197,5 @@ def test_released_formats_stay_readable(name):
     np.testing.assert_allclose(out["anomaly_score"], scores, rtol=1e-5)
     np.testing.assert_allclose(out["p_value"] * (calibration_rows + 1), ranks)
     assert frozen.digest.startswith(digest)
+    assert (frozen.profile is not None) == (int(name[-1]) >= 4), "training rows are counted since format 4"
     assert int(name[-1]) <= FORMAT_VERSION == len(FROZEN), "each format has its frozen files"

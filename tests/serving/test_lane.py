@@ -44,8 +44,9 @@ def test_each_gets_its_own_answer_and_its_own_error(detector: Detector, rows: pd
         assert given_up.cancel()
         gate.set()
         for part, future in zip(parts, futures, strict=True):
-            body, count, flags = future.result(timeout=30)
+            body, count, flags, p_values = future.result(timeout=30)
             want = detector.score_frame(part)
+            assert p_values == want["p_value"].tolist()
             assert json.loads(body)["predictions"] == columns_of(want)
             assert (count, flags) == (len(part), want["is_anomaly"].sum())
         assert json.loads(other.result(30)[0])["predictions"] == columns_of(detector.score_frame(parts[0], alpha=0.2))

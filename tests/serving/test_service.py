@@ -338,6 +338,13 @@ def test_counts(service: Running, good: bytes) -> None:
     assert service.metric("resident_bytes") > 1 << 26
 
 
+def test_drift_is_felt(service: Running, rows: pd.DataFrame) -> None:
+    hot = pd.concat([rows.assign(heat=rows["heat"] + 30)] * 2)
+    for start in range(0, 600, 100):
+        assert service.ask(good_request(hot.iloc[start : start + 100]))[0] == 200
+    assert service.metric("drift_alarms_total") >= 1
+
+
 def test_some_hundred_random_requests(service: Running, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(PIPELINES)
     fuzzing = importlib.import_module("fuzzing")

@@ -1,0 +1,140 @@
+"""Several latent class mixtures of the same columns, evaluated as one: their mean log density.
+
+A block of few rows costs little arithmetic and many calls; made once for all classes of all mixtures, instead of for
+each mixture, they are a fraction. `ClassMixture.log_prob` is the plain form, and the tests' oracle.
+
+Mixtures on one scale share what they see of a row. Whitening matrices of all classes of a scale lie side by side, so
+that one product serves them all; `logsumexp` is taken over the classes of each mixture, padded to equal numbers.
+
+Shapes: n rows of a block, C mixtures, K their classes together, c continuous columns, padded to c'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .bounds import HALF_LOG_2PI
+from .likelihoods import TableLikelihood
+from .mixture import COUNTS, WIDE, ClassMixture
+from .threads import side_by_side, threads_worth
+
+BLOCK = 64
+"""Rows computed at once; the last block is padded, so that a row's density does not depend on its company."""
+CHUNK = 1024
+"""Rows that one thread takes at a time."""
+
+
+class Together:
+    """Mixtures laid out for evaluation; a copy, which later changes of theirs do not reach.
+
+    Args:
+        mixtures: The mixtures, C of them, of the same columns.
+    """
+
+    def __init__(self, mixtures: Sequence[ClassMixture]) -> None:
+        self.mixtures = list(mixtures)
+        first = self.mixtures[0]
+        self.joint, self.single = first.joint, first.single
+        self.log_weights = torch.cat([m.log_weights for m in self.mixtures])[:, None]
+        sizes = [m.classes for m in self.mixtures]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.classes = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        nothing = sum(sizes)
+        padded = [[s + j if j < k else nothing for s, k in zip(starts, sizes, strict=True)] for j in range(max(sizes))]
+        self.of_class = torch.tensor(padded)  # (largest number of classes, C): row of each class among all; K = none
+        self.scale_of: list[int] = []
+        if self.joint:
+            self._see()
+        self.likelihood: TableLikelihood | None = None
+        if self.single:
+            self._describe()
+
+    def _see(self) -> None:
+        """Lay out the continuous columns: distinct scales, and the whitening of all classes on each."""
+        scales: list[Tensor | None] = []
+        for m in self.mixtures:
+            own = None if m.bend is None else m.bend.constants
+            same = (i for i, s in enumerate(scales) if (s is None) == (own is None) and (s is own or _equal(s, own)))
+            self.scale_of.append(next(same, len(scales)))
+            if self.scale_of[-1] == len(scales):
+                scales.append(own)
+        self.representatives = [self.mixtures[self.scale_of.index(i)] for i in range(len(scales))]
+        factors = [m._whitening() for m in self.mixtures]
+        members = [[i for i, own in enumerate(self.scale_of) if own == scale] for scale in range(len(scales))]
+        self.whitening = [torch.cat([factors[i][0] for i in some], 1) for some in members]
+        self.white_means = [torch.cat([factors[i][1] for i in some]) for some in members]
+        # a scale's classes come one after another in its product: where each of them goes among all classes
+        order = [row for some in members for i in some for row in range(self.classes[i].start, self.classes[i].stop)]
+        self.order = torch.tensor(order).argsort()
+        self.log_determinants = torch.cat([f[2] for f in factors])[:, None]
+        rows = [self.scale_of[i] for i, m in enumerate(self.mixtures) for _ in range(m.classes)]
+        self.scale_of_class = torch.tensor(rows)
+
+    def _describe(self) -> None:
+        """Lay out the other columns: one likelihood with the parameters of all classes."""
+        first = self.mixtures[0]
+        self.likelihood = TableLikelihood([first.columns[j] for j in self.single], counts=COUNTS).double()
+        self.heads = torch.cat([m.heads for m in self.mixtures])
+        if COUNTS in self.likelihood.heads:
+            noise = [m.likelihood.heads[COUNTS].noise_log for m in self.mixtures if m.likelihood is not None]
+            self.likelihood.heads[COUNTS].noise_log = nn.Parameter(torch.cat(noise), requires_grad=False)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def mean_log_prob(self, x: Tensor) -> Tensor:
+        """Return the mean of the mixtures' log p(x) of encoded rows (n, m), nats, (n,), float64."""
+        out = torch.empty(len(x), dtype=WIDE)
+
+        def some(i: int) -> None:
+            for start in range(i * CHUNK, min(len(x), (i + 1) * CHUNK), BLOCK):
+                block = x[start : start + BLOCK].double()
+                kept = len(block)
+                if kept < BLOCK:
+                    block = torch.cat([block, block.new_zeros(BLOCK - kept, x.shape[1])])
+                out[start : start + kept] = self._block(block)[:kept]
+
+        if len(x) <= CHUNK:
+            with threads_worth(0):
+                some(0)
+        else:
+            side_by_side(some, -(-len(x) // CHUNK))
+        return out
+
+    def _block(self, x: Tensor) -> Tensor:
+        """Return the mean log density of a block, (n,)."""
+        joint = self.log_weights.expand(-1, len(x))
+        if self.joint:
+            joint = joint + self._normals(x)
+        if self.likelihood is not None:
+            joint = joint + self.likelihood.log_prob(self.heads, x[:, self.single]).sum(-1)
+        padded = torch.cat([joint, joint.new_full((1, len(x)), -torch.inf)])[self.of_class]
+        total = torch.zeros(len(x), dtype=WIDE)
+        for value in torch.logsumexp(padded, 0):  # added in one order: see `vae`
+            total += value
+        return total / len(self.mixtures)
+
+    def _normals(self, x: Tensor) -> Tensor:
+        """Return log p of the continuous cells given each class, in the user's units, (K, n)."""
+        missing = x[:, self.joint].isnan()
+        seen = [m.seen(x) for m in self.representatives]
+        parts = []
+        for (cells, _), whitening, means in zip(seen, self.whitening, self.white_means, strict=True):
+            wide = x.new_zeros(len(x), len(whitening))
+            wide[:, : cells.shape[1]] = cells.nan_to_num(0.0)
+            white = torch.mm(wide, whitening).sub_(means).square_()
+            parts.append(white.view(len(x), -1, len(whitening)).sum(-1).T)
+        squares = torch.cat(parts)[self.order] if len(parts) > 1 else parts[0]
+        out = self.log_determinants - 0.5 * squares
+        first = self.mixtures[0]
+        for rows in first._incomplete(missing):
+            for m, classes, scale in zip(self.mixtures, self.classes, self.scale_of, strict=True):
+                out[classes, rows] = m._observed_log_density(seen[scale][0][rows], missing[rows])
+        slopes = torch.stack([log_slope.sum(-1) for _, log_slope in seen])
+        constant = HALF_LOG_2PI * (~missing).to(x.dtype).sum(-1)
+        return out + (slopes - constant)[self.scale_of_class]
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)

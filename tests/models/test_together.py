@@ -1,0 +1,62 @@
+"""Mixtures evaluated as one give what each gives by itself, the same bits for a row in any company."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from anomaly_vae import Schema
+from anomaly_vae.models.mixture import ClassMixture
+from anomaly_vae.models.together import BLOCK, CHUNK, Together
+from tests.conftest import mixed_frame
+
+
+def fitted(frame: pd.DataFrame, rows: list[int] | None = None) -> tuple[list[ClassMixture], torch.Tensor]:
+    """Mixtures of several sizes on plain and bent scales; each bent one with constants of its own if rows are given."""
+    schema = Schema.fit(frame)
+    numbers = any(column.kind == "continuous" for column in schema.modelled)
+    x = torch.from_numpy(schema.encode(frame))
+    found = []
+    for i, (classes, bent) in enumerate([(2, False), (2, True), (5, True), (1, False), (3, True)]):
+        part = x if rows is None else x[: rows[i]]
+        found.append(ClassMixture.fitted(schema.modelled, part, classes=classes, seed=i, bent=bent and numbers))
+    return found, x
+
+
+NUMBERS = pd.DataFrame(np.random.default_rng(0).normal(size=(400, 3)), columns=list("abc")).assign(
+    d=lambda t: t.a + t.b
+)
+FRAMES = {
+    "mixed, with gaps": mixed_frame(400),
+    "numbers alone": NUMBERS,
+    "no numbers": mixed_frame(400)[["member", "city", "visits"]],
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("rows", [None, [400, 300, 200, 400, 150]], ids=["one bend", "bends of their own"])
+def test_they_say_what_each_says(name, rows):
+    mixtures, x = fitted(FRAMES[name], rows)
+    wanted = torch.stack([m.log_prob(x) for m in mixtures]).mean(0)
+    got = Together(mixtures).mean_log_prob(x)
+    np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-12)
+
+
+def test_scales_are_shared_where_they_are_one():
+    frame = FRAMES["numbers alone"]
+    assert len(Together(fitted(frame)[0]).representatives) == 2
+    assert len(Together(fitted(frame, [400, 300, 200, 400, 150])[0]).representatives) == 4
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_row_has_the_same_bits_in_any_company(name):
+    mixtures, x = fitted(FRAMES[name])
+    together = Together(mixtures)
+    long = torch.cat([x] * (2 * CHUNK // len(x) + 1))
+    whole = together.mean_log_prob(long)
+    order = torch.randperm(len(long), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(together.mean_log_prob(long[order]), whole[order])
+    assert torch.equal(torch.cat([together.mean_log_prob(row) for row in x[:40].split(1)]), whole[:40])
+    assert torch.equal(torch.cat([together.mean_log_prob(part) for part in x.split(BLOCK + 7)]), whole[: len(x)])
