@@ -18,7 +18,7 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises bench-service
+.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises bench-service bench-batch
 .PHONY: audit bench-debias docs clean
 
 help: ## list the targets
@@ -73,6 +73,9 @@ bench-service: $(READY) ## the service under load, beside a pass-through model; 
 
 bench-debias: $(READY) ## rare groups made to count: recipes, controls and an oracle by group; DATA=folder of mnist/, adult/ and so on
 	@$(BIN)/python pipelines/debias.py $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
+
+bench-batch: $(READY) ## a folder of parts scored in a stream beside scoring in memory; BENCH_ARGS='--rows 20000000'
+	@$(BIN)/python pipelines/bench_batch.py $(BENCH_ARGS)
 
 audit: $(READY) ## look the pinned dependencies up among known vulnerabilities; says so where that is not possible
 	@test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip -qq install 'pip-audit>=2.10')

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .errors import AnomalyVaeError
     from .estimator import AnomalyDetector, fit_detector
     from .latent.space import LatentSpace
-    from .options import AuditConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
+    from .options import AuditConfig, BatchConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
     from .resampler import LatentDensityResampler
     from .row_weigher import RowWeigher
     from .scorecard import make_scorecard
@@ -33,6 +33,7 @@ _HOMES = {
     "AnomalyDetector": "estimator",
     "AnomalyVaeError": "errors",
     "AuditConfig": "options",
+    "BatchConfig": "options",
     "Column": "data.schema",
     "CompareConfig": "understanding",
     "Detector": "detection.detector",
@@ -56,6 +57,7 @@ __all__ = [
     "AnomalyDetector",
     "AnomalyVaeError",
     "AuditConfig",
+    "BatchConfig",
     "Column",
     "CompareConfig",
     "Detector",

@@ -61,6 +61,10 @@ class OutputExistsError(AnomalyVaeError, FileExistsError):
     """An output is already there and may not be overwritten."""
 
 
+class LockedError(AnomalyVaeError, RuntimeError):
+    """Another process is at work on the same output."""
+
+
 class DataWarning(UserWarning):
     """The data were usable, but not quite as they came."""
 

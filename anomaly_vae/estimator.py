@@ -24,6 +24,7 @@ from .cards import card
 from .data.images import ImageSchema, frame_of, is_image_column
 from .data.rows import split_rows
 from .data.schema import Schema, named
+from .data.splits import split_frame
 from .detection.detector import Detector
 from .errors import CalibrationError, ConfigError, NotFittedError, SchemaError, TrainingWarning
 from .models.family import IMAGE_FAMILIES, Model
@@ -72,7 +73,8 @@ def fit_detector(
             or of floats in [0, 1], or a DataFrame with one column of images.
         config: Settings, `TrainConfig` for a table, `ImageConfig` for images; the defaults are meant to be left alone.
         sample_weight: Weight of each row in training, (n,).
-        key: A key for each row, (n,): the split then goes by its hash instead of by position.
+        key: A key for each row, (n,): the split then goes by its hash instead of by position. For splits by time or by
+            whole groups see `TrainConfig.split_by` and `group_by`.
         checkpoint: See `training.fit`.
         on_epoch: See `training.fit`.
         progress: Whether to show a progress bar.
@@ -92,8 +94,7 @@ def fit_detector(
             "few, have no distribution to learn). Give more rows.",
             rows=len(frame),
         )
-    fractions = {"calibration": config.calibration_share(len(frame)), "validation": config.validation}
-    split = split_rows(len(frame) if key is None else key, fractions=fractions, seed=config.seed)
+    split = _split(frame, config, key)
     rows = {name: frame.iloc[positions] for name, positions in split.items()}
     schema, model = _made(frame, config, split["train"])
     weights = None
@@ -115,6 +116,17 @@ def fit_detector(
     return Fit(detector, history, split)
 
 
+def _split(frame: pd.DataFrame, config: Config, key: pd.Series | None) -> dict[str, NDArray[np.intp]]:
+    """Return the positions of the rows of each part."""
+    fractions = {"calibration": config.calibration_share(len(frame)), "validation": config.validation}
+    by, group = (config.split_by, config.group_by) if isinstance(config, TrainConfig) else (None, None)
+    if by is None and group is None:
+        return split_rows(len(frame) if key is None else key, fractions=fractions, seed=config.seed)
+    if key is not None:
+        raise ConfigError("rows must be split by keys or by split_by and group_by, got both. Drop one.")
+    return split_frame(frame, by=by, group=group, fractions=fractions, seed=config.seed)
+
+
 def _check_kind(config: Config, frame: pd.DataFrame) -> None:
     if isinstance(config, TrainConfig) and is_image_column(frame):
         raise ConfigError("the settings of images must be an ImageConfig, got a TrainConfig. Pass that, or none.")
@@ -131,7 +143,8 @@ def _made(frame: pd.DataFrame, config: Config, train: NDArray[np.intp]) -> tuple
         if isinstance(config, ImageConfig):
             images = ImageSchema.fit(frame, size=config.height_width, rows=train)
             return images, IMAGE_FAMILIES[config.model](images.shape, config)
-        schema = Schema.fit(frame, kinds=config.columns, rows=train)
+        beside = dict.fromkeys(filter(None, (config.split_by, config.group_by)), "ignored")
+        schema = Schema.fit(frame, kinds={**config.columns, **beside}, rows=train)
         return schema, VAE(schema.modelled, config)
 
 

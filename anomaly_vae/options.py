@@ -28,6 +28,9 @@ SPACES = ("latent", "raw", "pca")
 MODES = ("weights", "oversample", "subsample", "thin")
 CLASS_MASS = ("tempered", "equal", "kept")
 COMBINATIONS = ("product", "max")
+ON_ERROR = ("fail", "quarantine")
+FORMATS = ("parquet", "csv")
+ENGINES = ("local", "spark")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,8 @@ class TrainConfig(FitConfig):
     hide: float = option(0.1, "share of cells made missing in training, so that missing ones are understood")
     charge_missing: bool = option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
     precision: str = option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
+    split_by: str | None = option(None, "column of times: the latest rows calibrate; it is left out of the model")
+    group_by: str | None = option(None, "column of groups held out whole, not in parts; it is left out of the model")
 
     def __post_init__(self) -> None:
         self._check_choices(
@@ -179,6 +184,9 @@ class TrainConfig(FitConfig):
                 "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
             }
         )
+        for name in ("split_by", "group_by"):
+            value = getattr(self, name)
+            check(value is None or (isinstance(value, str) and value != ""), name, "be the name of a column", value)
         check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
         for name, kind in self.columns.items():
             check(kind in KINDS, f"columns.{name}", f"be one of {', '.join(KINDS)}", kind)
@@ -249,6 +257,7 @@ class ScoreConfig(Options):
     allow_missing: bool = option(False, "take a column that is absent for one of missing cells")
     batch_rows: int = option(65_536, "rows read, scored and written at a time")
     workers: int | None = option(None, "threads that score frames; by default one a core, at most 8")
+    max_flagged: float | None = option(None, "share of rows (below 1) or number of them (from 1) that may be flagged")
 
     def __post_init__(self) -> None:
         for name in ("alpha", "fdr"):
@@ -264,6 +273,36 @@ class ScoreConfig(Options):
         for name in ("overwrite", "allow_missing"):
             check(isinstance(getattr(self, name), bool), name, "be true or false", getattr(self, name))
         check(is_integer(self.batch_rows), "batch_rows", "be an integer of at least 1", self.batch_rows)
+        most = self.max_flagged
+        check(most is None or (is_number(most) and most >= 0), "max_flagged", "be a number of at least 0", most)
+
+    def too_many(self, flagged: int, rows: int) -> bool:
+        """Whether more rows are flagged than `max_flagged` allows."""
+        if self.max_flagged is None:
+            return False
+        return flagged > (self.max_flagged * rows if self.max_flagged < 1 else self.max_flagged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(ScoreConfig):
+    """How a folder of parts is scored into a folder.
+
+    Example:
+        >>> BatchConfig(processes=4, on_error="quarantine").format
+        'parquet'
+    """
+
+    processes: int = option(1, "processes that score parts side by side, each on one thread if more than one")
+    on_error: str = option("fail", f"what becomes of rows that cannot be scored: {', '.join(ON_ERROR)}")
+    format: str = option("parquet", f"of the output's parts: {', '.join(FORMATS)}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(is_integer(self.processes), "processes", "be an integer of at least 1", self.processes)
+        check(self.on_error in ON_ERROR, "on_error", f"be one of {', '.join(ON_ERROR)}", self.on_error)
+        check(self.format in FORMATS, "format", f"be one of {', '.join(FORMATS)}", self.format)
+        alone = self.processes == 1 or self.workers is None
+        check(alone, "workers", "be left out where there are several processes", self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

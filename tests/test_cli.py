@@ -101,6 +101,43 @@ def test_score_writes_a_file_and_says_so(folder: Path) -> None:
     assert not pd.read_parquet(folder / "scored.parquet")["log_likelihood_reached"].any()
 
 
+def test_a_folder_is_scored_into_a_folder_and_again_from_where_it_stood(folder: Path) -> None:
+    (folder / "days").mkdir()
+    for day in (1, 2):
+        make_rows(100, day).to_parquet(folder / "days" / f"{day}.parquet", index=False)
+    words = ["score", "models:/pumps@champion", "days", "scored_days", "--key", "serial"]
+    done = run(folder, *words)
+    assert "200 rows of 2 parts scored by models:/pumps/1, 200 of them now" in done.stdout
+    got = pd.read_parquet(folder / "scored_days")
+    assert got["serial"].tolist() == [*make_rows(100, 1)["serial"], *make_rows(100, 2)["serial"]]
+    again = run(folder, *words)
+    assert "2 of 2 parts were finished before." in again.stderr
+    assert "0 of them now" in again.stdout
+    refused = run(folder, *words, "--alpha", 0.1, code=2)
+    assert "setting alpha: 0.05 before, 0.1 now" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    facts = json.loads(run(folder, *words, "--alpha", 0.1, "--overwrite", "--json").stdout)
+    assert (facts["rows"], facts["resumed"], facts["errors"], facts["listed"]) == (200, 0, 0, None)
+    lines = (folder / "days" / "2.parquet", folder / "days" / "3.csv")
+    spoilt = pd.read_parquet(lines[0]).astype({"load": object})
+    spoilt.loc[4, "load"] = "much"
+    spoilt.to_csv(lines[1], index=False)
+    lines[0].unlink()
+    assert "in '3.csv': column 'load'" in run(folder, *words, "--overwrite", code=2).stderr
+    said = run(folder, *words, "--on-error", "quarantine")
+    assert "1 rows or files could not be scored; scored_days/_errors.parquet says why." in said.stderr
+    assert pd.read_parquet(folder / "scored_days" / "_errors.parquet")["row"].tolist() == [4]
+
+
+@pytest.mark.parametrize("output", ["many.parquet", "many"])
+def test_more_flags_than_allowed_are_exit_code_3(output: str, folder: Path) -> None:
+    words = ["score", "models:/pumps/1", "fresh.csv", output, "--alpha", 0.1, "--overwrite"]
+    for most, code in ((0.9, 0), (200, 0), (0.001, 3), (2, 3)):
+        done = run(folder, *words, "--max-flagged", most, code=code)
+        assert ("More rows are flagged" in done.stderr) == (code == 3)
+        assert len(pd.read_parquet(folder / output)) == 200  # whole all the same
+
+
 def test_absent_columns_are_scored_on_demand(folder: Path) -> None:
     make_rows(50, 3).drop(columns="site").to_csv(folder / "less.csv", index=False)
     make_rows(50, 3).assign(site=None).to_csv(folder / "empty.csv", index=False)
@@ -190,6 +227,17 @@ def test_schema_goes_back_into_training(folder: Path) -> None:
         (["serve", "models:/nobody/1"], "models:/nobody/1"),
         (["evaluate", "models:/pumps/1", "fresh.csv", "--label", "serial"], "label"),
         (["explain", "models:/pumps/1", "fresh.csv", "--top", "0"], "top"),
+        (
+            ["score", "models:/pumps/1", "fresh.csv", "o.csv", "--processes", "2"],
+            "--processes must go with an output folder",
+        ),
+        (["score", "models:/pumps/1", "fresh.csv", "o.csv", "--engine", "spark"], "--engine spark must go with"),
+        (["score", "models:/pumps/1", "fresh.csv", "o", "--master", "local"], "--master must go with --engine spark"),
+        (["score", "models:/pumps/1", "fresh.csv", "o", "--max-flagged", "-1"], "max_flagged must be"),
+        (
+            ["score", "models:/pumps/1", "fresh.csv", "o", "--processes", "2", "--workers", "2"],
+            "workers must be left out",
+        ),
         (["flub"], "flub"),
     ],
 )

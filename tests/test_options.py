@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from anomaly_vae import ScoreConfig, TrainConfig
+from anomaly_vae import BatchConfig, ScoreConfig, TrainConfig
 from anomaly_vae.errors import AnomalyVaeError, ConfigError
 
 
@@ -72,7 +72,24 @@ def test_score_settings_out_of_range_are_refused(change):
         ScoreConfig(**change)
 
 
-@pytest.mark.parametrize("config", [TrainConfig, ScoreConfig])
+@pytest.mark.parametrize(
+    "change", [{"processes": 0}, {"on_error": "skip"}, {"format": "orc"}, {"processes": 2, "workers": 2}, {"alpha": 2}]
+)
+def test_batch_settings_out_of_range_are_refused(change):
+    with pytest.raises(ConfigError, match="must be"):
+        BatchConfig(**change)
+
+
+def test_what_is_too_many_flags():
+    assert [ScoreConfig(max_flagged=0.1).too_many(flagged, 50) for flagged in (5, 6)] == [False, True]
+    assert [ScoreConfig(max_flagged=7).too_many(flagged, 50) for flagged in (7, 8)] == [False, True]
+    assert [ScoreConfig(max_flagged=0).too_many(flagged, 50) for flagged in (0, 1)] == [False, True]
+    assert not ScoreConfig().too_many(50, 50)
+    with pytest.raises(ConfigError, match="max_flagged must be a number of at least 0"):
+        ScoreConfig(max_flagged=-1)
+
+
+@pytest.mark.parametrize("config", [TrainConfig, ScoreConfig, BatchConfig])
 def test_every_setting_says_what_it_is(config):
     assert all(len(f.metadata["help"]) > 10 for f in dataclasses.fields(config))
 

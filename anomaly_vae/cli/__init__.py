@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from . import debias, detect, models, report, understand, watch
+from . import debias, detect, models, report, scoring, understand, watch
 from .shell import Verbs
 
 
@@ -30,7 +30,7 @@ def main(traceback: bool) -> None:
 
 
 for _verb in (
-    detect.train, detect.score, detect.explain, detect.evaluate, detect.calibrate,
+    detect.train, scoring.score, detect.explain, detect.evaluate, detect.calibrate,
     debias.audit, debias.resample, debias.weigh,
     models.serve, models.schema, models.info,
     report.report,

@@ -1,4 +1,4 @@
-"""The verbs of detection: train, calibrate, score, explain, evaluate."""
+"""The verbs of detection: train, calibrate, explain, evaluate."""
 
 # ruff: noqa: D301 - click reads the backspace in a docstring as "keep these lines apart"
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from ..options import ImageConfig, ScoreConfig, TrainConfig
+from ..options import ImageConfig, TrainConfig
 from ..reporting import terminal
 from .shell import as_json, column_of, print_json, registered_facts, short, tell_unreadable, without
 
@@ -29,6 +29,8 @@ EXPLAINED_COLUMNS = 8
     "--label", help="Column that is true or 1 for anomalous rows: left out of training, used to report AUROC."
 )
 @click.option("--drop", multiple=True, metavar="COL", help="Column to leave out; may be repeated.")
+@click.option("--split-by", metavar="COL", help="Column of times: the latest rows calibrate. Left out of the model.")
+@click.option("--group-by", metavar="COL", help="Column of groups held out whole. Left out of the model.")
 @click.option("--config", type=click.Path(), metavar="FILE.toml", help="Settings and declared columns (see `schema`).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--seed", type=int, help="Seed of split, weights, batches and noise.")
@@ -40,9 +42,13 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     .npz array, a Parquet column of encoded files, or sklearn:digits. The last line printed is the model's URI.
     Repeating the same command after an interruption goes on where it stopped.
 
+    By default the rows that set thresholds are drawn at random. Where the rows to be scored are later ones, or of new
+    machines, a promise is kept with --split-by, a column of times, or --group-by, a column of machines.
+
     \b
     Example:
       anomaly-vae train normal.csv --name pumps --set latent=8
+      anomaly-vae train normal.csv --name pumps --split-by measured_at
       anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
     """
     from ..data.rows import labels
@@ -53,6 +59,12 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     config = kind.from_toml(given["config"]) if given["config"] else kind()
     seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
     config = config.updated([*given["settings"], *seed])
+    splits = {name: given[name] for name in ("split_by", "group_by") if given[name] is not None}
+    if splits and isinstance(config, ImageConfig):
+        raise ConfigError(
+            "rows must be of a table to be split by a column, got images. Drop --split-by and --group-by."
+        )
+    config = kind.from_mapping({**config.to_dict(), **splits})
     label, truth = given["label"], None
     if isinstance(config, ImageConfig):
         read = streams.read_images(data, label=label, size=config.height_width)
@@ -92,66 +104,6 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         click.echo(terminal.ranking_lines(made.ranking))
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
-
-
-@click.command(short_help="Score a file into a file.")
-@click.argument("model_uri")
-@click.argument("input", type=click.Path())
-@click.argument("output", type=click.Path())
-@click.option("--alpha", type=float, help=f"Share of normal rows that may be flagged.  [default: {ScoreConfig.alpha}]")
-@click.option("--fdr", type=float, help="Share of the flagged rows that may be normal, over the whole job.")
-@click.option("--k", type=int, help="Posterior samples per row, one the model is calibrated for.")
-@click.option("--explain", type=int, default=ScoreConfig.explain, help="Columns named in each row's attributions.")
-@click.option("--mc-se", type=float, help="Also estimate log p(x) to within this standard error, nats.")
-@click.option("--key", multiple=True, metavar="COL", help="Column to copy to the output; may be repeated.")
-@click.option(
-    "--group", metavar="COL", help="Column that the model is calibrated by: rows are judged within their group."
-)
-@click.option("--allow-missing", is_flag=True, help="Take a column that is absent for one of missing cells.")
-@click.option("--workers", type=int, help="Threads that score.  [default: one a core, at most 8]")
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-@as_json
-def score(model_uri: str, input: str, output: str, as_json: bool, **given: Any) -> None:
-    """Score the rows of INPUT into OUTPUT (.parquet or .csv).
-
-    INPUT is what the model was trained on: a CSV or Parquet file or a folder of them, or images (see `train`). OUTPUT
-    has the key columns, or the row number (of images the file's name), and for each row its score, p-value, flag,
-    threshold, Monte-Carlo error, attributions and the model's version; with --mc-se also log p(x), its standard error,
-    the posterior samples it took and whether they were enough. Images that cannot be read are listed in
-    OUTPUT.errors.csv.
-
-    \b
-    Example:
-      anomaly-vae score models:/pumps@champion today.parquet scored.parquet --key serial_number
-      anomaly-vae score models:/pumps/3 today.csv scored.csv --fdr 0.1 --explain 3
-    """
-    if given["alpha"] is not None and given["fdr"] is not None:
-        raise ConfigError("a job must be flagged by --alpha or by --fdr, got both. Drop one.")
-    config = ScoreConfig.from_mapping({name: value for name, value in given.items() if value is not None})
-    from ..serving import tracking
-    from ..serving.batch import score_file
-
-    model = tracking.load(model_uri)
-    with terminal.counting_rows() as on_rows:
-        detector, version = model.detector, model.uri
-        done = score_file(
-            detector, input, output, config, model_version=version, schema=detector.schema, on_rows=on_rows
-        )
-    rate = done.rows / max(done.seconds, 1e-9)
-    if as_json:
-        paths = {"path": str(done.path), "errors": done.errors and str(done.errors)}
-        print_json({**vars(done), **paths, "rows_per_second": rate, "model": model.uri})
-        return
-    doubtful = f" {done.unreliable:,} scores are unreliable (effective sample size under 5)." if done.unreliable else ""
-    if done.unreached:
-        doubtful += f" {done.unreached:,} log likelihoods did not reach a standard error of {config.mc_se:g}."
-    click.echo(
-        f"{done.rows:,} rows scored in {done.seconds:.1f} s ({rate:,.0f} a second) by {model.uri}: "
-        f"{done.flagged:,} flagged ({done.flagged / done.rows:.2%}).{doubtful}"
-    )
-    click.echo(f"Written to {done.path}")
-    if done.unreadable:
-        click.echo(f"{done.unreadable:,} images could not be read; {done.errors} says why.", err=True)
 
 
 @click.command(short_help="Say why the strangest rows are strange.")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..data.image_source import ImageError
     from ..serving.tracking import Registered
 
-DONE, UNEXPECTED, CALLERS_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, UNEXPECTED, CALLERS_MISTAKE, TOO_MANY_FLAGGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Verbs(click.Group):

@@ -34,7 +34,7 @@ from .image_arrays import ARRAY_SUFFIXES, ArrayFile, open_array, split_key
 from .image_source import BATCH_BYTES, FILE, LABEL, ImageError, ImageSource, write_errors
 from .images import IMAGE, frame_of
 from .pixels import FORMATS, SUFFIXES, NamedFile, format_of
-from .rows import CSV_SUFFIXES, PARQUET_SUFFIXES
+from .sources import CSV_SUFFIXES, PARQUET_SUFFIXES
 
 __all__ = ["DIGITS", "ImageError", "ImageSource", "is_images", "open_images", "write_errors"]
 

@@ -21,55 +21,35 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, SchemaError, UnreadableDataError
 from .bounds import bounded_lines, check_columns, check_header
 from .cells import row_label
+from .sources import PARQUET_SUFFIXES, TableFile, table_files
 
-CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv")
-PARQUET_SUFFIXES = (".parquet", ".pq")
 MOST_CELLS = 1 << 23
 """Cells of a frame at most: 64 MiB of numbers, however wide the table."""
 TRUE_LABELS = frozenset({"1", "1.0", "true", "yes", "y", "t", "anomaly", "anomalous", "outlier"})
 FALSE_LABELS = frozenset({"0", "0.0", "false", "no", "n", "f", "normal", "inlier"})
 
 
-def table_files(path: str | Path) -> list[Path]:
-    """Return the table files at a path: itself, or those in a folder, by name.
-
-    Raises:
-        UnreadableDataError: The path does not exist, or holds no CSV or Parquet file.
-    """
-    path = Path(path)
-    suffixes = CSV_SUFFIXES + PARQUET_SUFFIXES
-    if path.is_dir():
-        files = sorted(
-            p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(suffixes) and p.name[0] not in "._"
-        )
-        if not files:
-            raise UnreadableDataError(f"a folder must hold {', '.join(suffixes)} files, got none in {str(path)!r}.")
-        return files
-    if not path.exists():
-        raise UnreadableDataError(
-            f"the input must be a file or folder, got {str(path)!r}, which does not exist. Check the path."
-        )
-    if not path.name.lower().endswith(suffixes):
-        raise UnreadableDataError(
-            f"a table must be one of {', '.join(suffixes)}, got {path.name!r}. Convert or rename it."
-        )
-    return [path]
-
-
-def read_frames(path: str | Path, *, batch_rows: int = 65_536, text: Collection[str] = ()) -> Iterator[pd.DataFrame]:
+def read_frames(
+    path: str | Path | TableFile,
+    *,
+    batch_rows: int = 65_536,
+    text: Collection[str] = (),
+    may_be_empty: bool = False,
+) -> Iterator[pd.DataFrame]:
     """Yield a table's rows as frames of at most `batch_rows`, indexed by row number from 0 over all files.
 
     Args:
-        path: CSV or Parquet file, or a folder of them.
+        path: CSV or Parquet file, or a folder of them; or one of `sources.parts_of`.
         batch_rows: Rows per frame; fewer where the table is so wide that a frame would pass `MOST_CELLS` cells.
         text: Columns that stay text in CSV ("007" is not 7).
+        may_be_empty: Whether a file may be without rows.
 
     Raises:
         UnreadableDataError: A file is empty, has no rows, is damaged, or names a column twice.
     """
     start = 0
-    for file in table_files(path):
-        frames = _csv_frames if file.name.lower().endswith(CSV_SUFFIXES) else _parquet_frames
+    for file in [path] if isinstance(path, TableFile) else map(TableFile.at, table_files(path)):
+        frames = _csv_frames if file.is_csv else _parquet_frames
         first = start
         try:
             for frame in frames(file, batch_rows, text):
@@ -82,7 +62,7 @@ def read_frames(path: str | Path, *, batch_rows: int = 65_536, text: Collection[
             raise UnreadableDataError(
                 f"{file.name!r} must be a readable table, got an error after row {start}: {reason}"
             ) from error
-        if start == first:
+        if start == first and not may_be_empty:
             raise UnreadableDataError(
                 f"{file.name!r} must have rows, got a header and nothing under it. Check the export."
             )
@@ -128,23 +108,31 @@ def _frame_rows(batch_rows: int, columns: int) -> int:
     return max(1, min(batch_rows, MOST_CELLS // max(1, columns)))
 
 
-def _parquet_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[pd.DataFrame]:
-    if file.stat().st_size == 0:
+def _parquet_frames(file: TableFile, batch_rows: int, text: Collection[str]) -> Iterator[pd.DataFrame]:
+    if file.size == 0:
         raise UnreadableDataError(f"{file.name!r} must be a Parquet file, got an empty file. Check the export.")
-    with pq.ParquetFile(file, pre_buffer=False) as table:
+    with opened_parquet(file) as table:
         check_columns(table.metadata.num_columns, file.name)
         _refuse_duplicates(table.schema_arrow.names, file)
         for batch in table.iter_batches(_frame_rows(batch_rows, len(table.schema_arrow.names))):
             yield batch.to_pandas(integer_object_nulls=True)  # as floats, whole numbers over 2^53 would lose digits
 
 
-def _csv_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[pd.DataFrame]:
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
+def opened_parquet(file: TableFile) -> pq.ParquetFile:
+    """Open a Parquet file, to be read a part at a time."""
+    return pq.ParquetFile(file.path or file.open(), pre_buffer=False)
+
+
+def _csv_frames(file: TableFile, batch_rows: int, text: Collection[str]) -> Iterator[pd.DataFrame]:
+    separator = "\t" if file.name.lower().endswith(".tsv") else ","
     with _opened(file) as stream:
         check_header(stream, separator, file.name)
     try:
         # pandas renames a repeated name silently, so the header is read as plain cells first
-        header = pd.read_csv(file, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False, engine="c")
+        with _opened(file) as stream:
+            header = pd.read_csv(
+                stream, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False, engine="c"
+            )
     except pd.errors.EmptyDataError as error:
         raise UnreadableDataError(
             f"{file.name!r} must be a CSV file with a header, got an empty file. Check the export."
@@ -162,11 +150,11 @@ def _csv_frames(file: Path, batch_rows: int, text: Collection[str]) -> Iterator[
         yield from chunks
 
 
-def _opened(file: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(file)) if file.name.lower().endswith(".gz") else file.open("rb")
+def _opened(file: TableFile) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file.path or file.open())) if file.name.lower().endswith(".gz") else file.open()
 
 
-def _refuse_duplicates(names: list[str], file: Path) -> None:
+def _refuse_duplicates(names: list[str], file: TableFile) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UnreadableDataError(

@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file as map_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -61,6 +62,8 @@ LATER_SETTINGS: dict[str, Any] = {
     "autoencoder_share": 2 / 3,
     "precision": "float32",
     "counts": "rounded_log_normal",
+    "split_by": None,
+    "group_by": None,
 }
 """Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
 DAMAGES = (
@@ -173,8 +176,13 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, inside: Callable[[P
         raise
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path, *, shared: bool = False) -> Loaded:
     """Read and check the files of a detector.
+
+    Args:
+        folder: The detector's.
+        shared: Map the weights into memory instead of reading them, so that processes on a machine hold them once. The
+            file must then stay as it is for as long as the detector is used.
 
     Raises:
         ArtifactError: A file is absent, damaged or altered, or the format is newer than this version reads.
@@ -197,14 +205,15 @@ def load(folder: Path) -> Loaded:
                 raise altered(name, "its digest differs from the one in config.json")
         if _digest(facts["config"], facts["schema"], tensors) != facts["digest"]:
             raise altered(CONFIG, "its settings or schema were changed after saving")
-        arrays = load_tensors(tensors)
+        arrays = map_tensors(folder / TENSORS) if shared else load_tensors(tensors)
+        del tensors
         weights = _named("model.", arrays)
         schema, config, model = (
             _of_images(facts, weights)
             if facts["schema"].get("kind") == ImageSchema.kind
             else _of_a_table(facts, weights)
         )
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=shared)
         density = _named("statistics.", arrays)
         statistics = StatisticsDensity(**{k: v.numpy() for k, v in density.items()}) if density else None
         calibration = {int(k.split(".")[1]): v.numpy() for k, v in arrays.items() if k.startswith("calibration.")}

@@ -398,13 +398,17 @@ class Detector:
         artifact.save(self, Path(folder))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, *, shared: bool = False) -> Self:
         """Read an artifact and check that it scores its golden rows as it did when saved; see `artifact.load`.
+
+        Args:
+            folder: Where `save` wrote it.
+            shared: Map the weights instead of reading them, for several processes on one machine.
 
         Raises:
             ArtifactError: It is absent, damaged, altered, or of a newer format.
         """
-        parts = artifact.load(Path(folder))
+        parts = artifact.load(Path(folder), shared=shared)
         detector = cls(
             parts.schema, parts.model, parts.config, Calibration(parts.calibration, parts.groups), parts.noise,
             parts.missing_cost, parts.statistics, parts.profile,

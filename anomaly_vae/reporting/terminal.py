@@ -210,6 +210,53 @@ def counting_rows() -> Iterator[Callable[[int, int], None] | None]:
         yield on_rows
 
 
+@contextlib.contextmanager
+def counting_parts(shown: bool | None = None) -> Iterator[Callable[[Any], None] | None]:
+    """A bar of a job's parts on standard error, with rows per second and the time left, if somebody is looking.
+
+    Yields:
+        What to call with each `serving.folder.Progress`; None: nobody is looking.
+    """
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+    started = time.perf_counter()
+    begun: dict[int, tuple[float, float]] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring", total=1.0, facts="")
+
+        def on_progress(at: Any) -> None:
+            now = time.perf_counter()
+            since, share = begun.setdefault(at.turn, (now, at.share))
+            facts = parts_line(at, seconds=now - started, lately=(now - since, at.share - share))
+            bar.update(task, completed=at.share, description="scoring" if at.turn == 1 else "flagging", facts=facts)
+
+        yield on_progress
+
+
+def parts_line(at: Any, *, seconds: float, lately: tuple[float, float]) -> str:
+    """How far a job of many parts is.
+
+    Args:
+        at: A `serving.folder.Progress`.
+        seconds: Since the job began.
+        lately: Seconds, and the share of the job that was done in them, from which the time left is told.
+    """
+    line = f"{at.done:,} of {at.parts:,} parts, {at.rows:,} rows, {at.rows / max(seconds, 1e-3):,.0f} a second"
+    took, share = lately
+    return f"{line}, {_duration((1 - at.share) * took / share)} left" if share > 0 else line
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def tidy_warnings() -> None:
     """Show one line for each different warning of this package, none of other people's."""
     shown: set[str] = set()

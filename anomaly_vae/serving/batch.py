@@ -120,13 +120,16 @@ class Evaluation:
 
 
 @dataclass(kw_only=True)
-class _Tally:
+class Tally:
+    """Counts of the rows of tables of scores; see `ScoredFile`."""
+
     rows: int = 0
     flagged: int = 0
     unreliable: int = 0
     unreached: int = 0
 
     def add(self, table: pa.Table) -> None:
+        """Count the rows of a table in."""
         self.rows += len(table)
         self.flagged += pc.sum(table["is_anomaly"]).as_py() or 0
         self.unreliable += pc.sum(pc.invert(table["reliable"])).as_py() or 0
@@ -175,6 +178,8 @@ def score_frames(
             allow_missing=config.allow_missing,
             **extra,
         )
+        if len(scores) < len(keys):  # the scorer has set rows aside
+            keys = keys.loc[scores.index]
         return pd.concat([keys, scores.assign(model_version=model_version)], axis=1)
 
     return _in_order(scored, frames, config.workers or min(os.cpu_count() or 1, MOST_WORKERS))
@@ -226,16 +231,16 @@ def score_file(
     """
     config = config or ScoreConfig()
     output = Path(output)
-    check_output(output, Path(source), config, {name for name, _ in _score_fields(config)})
+    check_output(output, Path(source), config, {name for name, _ in score_fields(config)})
     started = time.perf_counter()
     report = on_rows or (lambda rows, turn: None)
     group = next(iter(beyond(schema, config.group)), None)
     data = stream(source, schema, batch_rows=config.batch_rows, key=config.key, label=group)
     scored = score_frames(scorer, data.frames, config, model_version=model_version, schema=schema)
-    tables = _tables(scored, data.types, _score_fields(config))
+    tables = tables_of(scored, data.types, score_fields(config))
     if config.fdr is None:
         with appearing(output) as aside:
-            tally = _written(tables, aside, output.suffix, lambda n: report(n, 1))
+            tally = written(tables, aside, output.suffix, lambda n: report(n, 1))
     else:
         tally = _score_under_fdr(scorer, tables, output, config, report)
     listed = write_errors_of(output, data.errors)
@@ -332,7 +337,7 @@ _SCORE = "\0anomaly_score"  # a name that no table has
 
 def _score_under_fdr(
     scorer: Scorer, tables: Iterable[pa.Table], output: Path, config: ScoreConfig, report: Callable[[int, int], None]
-) -> _Tally:
+) -> Tally:
     """Score once into a temporary file while counting p-values, then write the flags that the counts decide."""
     assert config.fdr is not None
     counts: Counter[float] = Counter()
@@ -344,20 +349,30 @@ def _score_under_fdr(
             yield table
 
     with temporary(output) as first:
-        _written(counted(), first, ".parquet", lambda n: report(n, 1))
+        written(counted(), first, ".parquet", lambda n: report(n, 1))
         last = discovery_cutoff(list(counts), list(counts.values()), q=config.fdr)
         # With nothing to flag there is no score above which a row would be flagged; with groups there are several.
         threshold = scorer.threshold(last, k=config.k) if last and config.group is None else None
 
-        def flagged() -> Iterator[pa.Table]:
-            with pq.ParquetFile(first) as scored:
-                for batch in scored.iter_batches(config.batch_rows):
-                    part = pa.Table.from_batches([batch])
-                    part = _replaced(part, "is_anomaly", pc.less_equal(part["p_value"], last))
-                    yield _replaced(part, "threshold", pa.repeat(pa.scalar(threshold, pa.float64()), len(part)))
-
         with appearing(output) as aside:
-            return _written(flagged(), aside, output.suffix, lambda n: report(n, 2))
+            flags = flagged(first, last, threshold, batch_rows=config.batch_rows)
+            return written(flags, aside, output.suffix, lambda n: report(n, 2))
+
+
+def flagged(first: Path, last: float, threshold: float | None, *, batch_rows: int) -> Iterator[pa.Table]:
+    """Yield a scored Parquet file with the flags of a false discovery rate.
+
+    Args:
+        first: The file.
+        last: Largest p-value to flag.
+        threshold: Score above which a row is flagged; None: no row is.
+        batch_rows: Rows of a table.
+    """
+    with pq.ParquetFile(first) as scored:
+        for batch in scored.iter_batches(batch_rows):
+            part = pa.Table.from_batches([batch])
+            part = _replaced(part, "is_anomaly", pc.less_equal(part["p_value"], last))
+            yield _replaced(part, "threshold", pa.repeat(pa.scalar(threshold, pa.float64()), len(part)))
 
 
 def _replaced(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -380,11 +395,12 @@ def _listed(frame: pd.DataFrame) -> str:
     return ", ".join(names) + (", ..." if frame.shape[1] > 8 else "")
 
 
-def _score_fields(config: ScoreConfig) -> tuple[tuple[str, pa.DataType], ...]:
+def score_fields(config: ScoreConfig) -> tuple[tuple[str, pa.DataType], ...]:
+    """Return names and types of an output's columns besides the keys."""
     return SCORE_FIELDS if config.mc_se is None else SCORE_FIELDS + LIKELIHOOD_FIELDS
 
 
-def _tables(
+def tables_of(
     scored: Iterable[pd.DataFrame], key_types: dict[str, pa.DataType], fields: tuple[tuple[str, pa.DataType], ...]
 ) -> Iterator[pa.Table]:
     """Every batch under one schema, whatever types pandas chose for it."""
@@ -399,8 +415,9 @@ def _tables(
             ) from error
 
 
-def _written(tables: Iterable[pa.Table], path: Path, suffix: str, report: Callable[[int], None]) -> _Tally:
-    tally = _Tally()
+def written(tables: Iterable[pa.Table], path: Path, suffix: str, report: Callable[[int], None]) -> Tally:
+    """Write tables into a file and count their rows; see `outputs.write_tables`."""
+    tally = Tally()
 
     def counted(table: pa.Table) -> None:
         tally.add(table)

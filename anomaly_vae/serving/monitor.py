@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..data.profile import Profile
-from ..data.rows import PARQUET_SUFFIXES, read_frames, table_files
+from ..data.rows import read_frames
 from ..data.schema import Schema
+from ..data.sources import PARQUET_SUFFIXES, table_files
 from ..detection.calibration import Calibration
 from ..detection.detector import Detector
 from ..errors import CalibrationError, ConfigError, DataWarning, SchemaError, UnreadableDataError, redacted

@@ -58,13 +58,18 @@ def appearing(output: Path) -> Iterator[Path]:
     """A temporary path that becomes the output if the block succeeds."""
     with temporary(output) as path:
         yield path
-        path.replace(output)
-        if hasattr(os, "O_DIRECTORY"):  # the new name must outlive a power failure too
-            folder = os.open(output.parent, os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        publish(path, output)
+
+
+def publish(aside: Path, output: Path) -> None:
+    """Give a finished file its name, so that the name outlives a power failure too."""
+    aside.replace(output)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(output.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def check_output(
@@ -97,14 +102,23 @@ def check_output(
     inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
     if inside or output.resolve() == source.resolve():
         raise ConfigError(f"an output must lie outside the input, got {str(output)!r}. Write it somewhere else.")
-    for name in config.key:
-        if name in taken or config.key.count(name) > 1:
-            rule = "not have the name of an output column" if name in taken else "be named once"
-            raise ConfigError(f"a key must {rule}, got {name!r}. Rename the column, or use another key.", column=name)
+    check_keys(config.key, taken)
     if output.exists() and not config.overwrite:
         raise OutputExistsError(
             f"an output must not exist yet, got {str(output)!r}. Use --overwrite to replace it.", path=output
         )
+
+
+def check_keys(key: Sequence[str], taken: Collection[str]) -> None:
+    """Refuse keys that are named twice or have the name of another column of the output.
+
+    Raises:
+        ConfigError: See above.
+    """
+    for name in key:
+        if name in taken or key.count(name) > 1:
+            rule = "not have the name of an output column" if name in taken else "be named once"
+            raise ConfigError(f"a key must {rule}, got {name!r}. Rename the column, or use another key.", column=name)
 
 
 def write_errors_of(output: Path, errors: Sequence[ImageError]) -> Path | None:

@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from ..data.rows import table_files
+from ..data.sources import table_files
 from ..detection.detector import Detector
 from ..errors import SchemaError, redacted
 from ..reporting.parts import Section

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from ..data.image_source import FILE
 from ..data.images import ImageSchema
-from ..data.rows import CSV_SUFFIXES, PARQUET_SUFFIXES, read_frames, read_tables, table_files
+from ..data.rows import read_frames, read_tables
 from ..data.schema import Schema
+from ..data.sources import CSV_SUFFIXES, PARQUET_SUFFIXES, table_files
 from ..debiasing.resampling import ResampleReport
 from ..debiasing.selection import select
 from ..debiasing.weigher import CodedRows

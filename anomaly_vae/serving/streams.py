@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..data.image_files import is_images, open_images
 from ..data.image_source import FILE, ImageError, ImageSource
 from ..data.images import ImageSchema
-from ..data.rows import PARQUET_SUFFIXES, read_frames, read_table, table_files
+from ..data.rows import opened_parquet, read_frames, read_table
 from ..data.schema import Schema
+from ..data.sources import TableFile, table_files
 from ..errors import ConfigError, SchemaError, UnreadableDataError
 from ..evaluation.groups import MISSING
 
@@ -73,31 +73,34 @@ def holds_images(source: str | Path) -> bool:
 
 
 def stream(
-    source: str | Path,
+    source: str | Path | TableFile,
     schema: Schema | ImageSchema | None,
     *,
     batch_rows: int = 65_536,
     key: Sequence[str] = (),
     label: str | None = None,
+    may_be_empty: bool = False,
 ) -> Stream:
     """Open a source for a model.
 
     Args:
-        source: CSV or Parquet file, or a folder of them; for a model of images what `open_images` takes.
+        source: CSV or Parquet file, or a folder of them, or one of `data.sources.parts_of`; for a model of images what
+            `open_images` takes.
         schema: The model's columns, or images.
         batch_rows: Rows of a frame at most.
         key: Columns to tell rows apart by: they stay text in CSV.
         label: A column of labels: it stays text in CSV.
+        may_be_empty: Whether a table may be without rows.
 
     Raises:
         UnreadableDataError: There is nothing to read.
     """
-    if isinstance(schema, ImageSchema):
+    if isinstance(schema, ImageSchema) and not isinstance(source, TableFile):
         opened = open_images(source, label=label, batch_rows=min(batch_rows, IMAGES_AT_ONCE))
         return Stream(_as_text(opened.batches(schema), key), {name: pa.string() for name in key or (FILE,)}, opened)
-    text = {*(schema.text_columns if schema else ()), *key, *([label] if label else [])}
-    frames = read_frames(source, batch_rows=batch_rows, text=text)
-    return Stream(frames, _key_types(Path(source), key))
+    text = {*(schema.text_columns if isinstance(schema, Schema) else ()), *key, *([label] if label else [])}
+    frames = read_frames(source, batch_rows=batch_rows, text=text, may_be_empty=may_be_empty)
+    return Stream(frames, _key_types(source, key))
 
 
 def read_all(source: str | Path, schema: Schema | ImageSchema | None = None, *, group: str | None = None) -> Whole:
@@ -159,12 +162,13 @@ def _as_text(frames: Iterator[pd.DataFrame], key: Sequence[str]) -> Iterator[pd.
         yield frame.astype(dict.fromkeys(present, "string")) if present else frame
 
 
-def _key_types(source: Path, key: Sequence[str]) -> dict[str, pa.DataType]:
+def _key_types(source: str | Path | TableFile, key: Sequence[str]) -> dict[str, pa.DataType]:
     """Arrow types of the keys: those of the Parquet input, text from CSV (where the characters are the value)."""
     if not key:
         return {ROW: pa.int64()}
-    first = table_files(source)[0]
-    if not first.name.lower().endswith(PARQUET_SUFFIXES):
+    first = source if isinstance(source, TableFile) else TableFile.at(table_files(source)[0])
+    if first.is_csv:
         return {name: pa.string() for name in key}
-    fields = pq.read_schema(first)
+    with opened_parquet(first) as table:
+        fields = table.schema_arrow
     return {name: fields.field(name).type if name in fields.names else pa.string() for name in key}
