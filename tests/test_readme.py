@@ -53,7 +53,7 @@ def commands() -> list[tuple[str, list[str]]]:
                 line = line.strip().removeprefix("$ ")
                 if line.startswith("anomaly-vae"):
                     words = shlex.split(line, comments=True)
-                    end = next((i for i, word in enumerate(words) if word in (">", "|", "&", "&&", "2>")), len(words))
+                    end = next((i for i, word in enumerate(words) if word in (">", "|", "&", "&&", "||", "2>")), len(words))
                     found.append((name_of(page), words[1:end]))
     return found
 
