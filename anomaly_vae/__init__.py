@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from .estimator import AnomalyDetector, fit_detector
     from .latent.space import LatentSpace
     from .options import AuditConfig, BatchConfig, ImageConfig, ReportConfig, ResampleConfig, ScoreConfig, TrainConfig
+    from .options.understanding import CompareConfig, ScorecardConfig
     from .resampler import LatentDensityResampler
     from .row_weigher import RowWeigher
     from .scorecard import make_scorecard
-    from .understanding import CompareConfig, ScorecardConfig
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
     "AnomalyDetector": "estimator",
@@ -35,7 +35,7 @@ _HOMES = {
     "AuditConfig": "options",
     "BatchConfig": "options",
     "Column": "data.schema",
-    "CompareConfig": "understanding",
+    "CompareConfig": "options.understanding",
     "Detector": "detection.detector",
     "ImageConfig": "options",
     "ImageSchema": "data.images",
@@ -46,7 +46,7 @@ _HOMES = {
     "RowWeigher": "row_weigher",
     "Schema": "data.schema",
     "ScoreConfig": "options",
-    "ScorecardConfig": "understanding",
+    "ScorecardConfig": "options.understanding",
     "TrainConfig": "options",
     "compare_models": "comparison.ladder",
     "fit_detector": "estimator",

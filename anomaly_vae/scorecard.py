@@ -55,7 +55,7 @@ from .evaluation.generation import (
 from .evaluation.latents import BoundAtK, PriorAgreement, Smoothness, bounds_by_k, prior_agreement, smoothness
 from .latent.space import LatentSpace
 from .models.ladder import LadderVAE
-from .understanding import ScorecardConfig
+from .options.understanding import ScorecardConfig
 
 STEPS = 16
 """Steps of an interpolation."""

@@ -102,7 +102,6 @@ def test_rooms_say_what_they_are_for() -> None:
         "comparison",
         "latent",
         "scorecard",
-        "understanding",
         "reporting",
         "cards",
         "serving",

@@ -13,8 +13,8 @@ import torch
 from anomaly_vae import Detector
 from anomaly_vae.data.images import frame_of
 from anomaly_vae.errors import ConfigError, SchemaError, ShapeError
+from anomaly_vae.options.understanding import ScorecardConfig
 from anomaly_vae.scorecard import Scorecard, make_scorecard
-from anomaly_vae.understanding import ScorecardConfig
 from tests.conftest import digit_images, mixed_frame
 
 CONFIG = ScorecardConfig(rows=250, k=16, likelihood_rows=60, dimensions=20, paths=20)

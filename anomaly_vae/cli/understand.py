@@ -12,7 +12,7 @@ import click
 
 from ..errors import ConfigError
 from ..options import ImageConfig, TrainConfig
-from ..understanding import CompareConfig, GenerateConfig, LatentConfig, ScorecardConfig
+from ..options.understanding import CompareConfig, GenerateConfig, LatentConfig, ScorecardConfig
 from .shell import as_json, column_of, options_of, print_json, tell_unreadable, without
 
 if TYPE_CHECKING:

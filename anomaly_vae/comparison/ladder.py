@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..data.images import ImageSchema, frame_of
 from ..errors import ShapeError, TrainingError, TrainingWarning
 from ..options import Config
-from ..understanding import CompareConfig
+from ..options.understanding import CompareConfig
 from .prepared import Prepared, prepared
 from .results import ModelComparison, Rung
 from .rungs import KINDS

@@ -19,7 +19,7 @@ from ..models import bounds
 from ..models.conditional import with_classes
 from ..models.family import Model
 from ..models.vae import active_units
-from ..understanding import CompareConfig
+from ..options.understanding import CompareConfig
 from .prepared import Prepared, cell_errors
 from .results import Figures
 

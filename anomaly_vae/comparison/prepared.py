@@ -18,7 +18,7 @@ from ..data.rows import split_rows
 from ..data.schema import Column, Schema, named
 from ..errors import DataWarning, SchemaError, ShapeError
 from ..options import Config, ImageConfig, TrainConfig
-from ..understanding import CompareConfig
+from ..options.understanding import CompareConfig
 
 FEWEST_ROWS = 20
 LARGEST_LATENT = 16

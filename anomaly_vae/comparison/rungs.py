@@ -28,7 +28,7 @@ from ..models.ladder import LadderVAE
 from ..models.linear import ProbabilisticPCA
 from ..models.vae import VAE
 from ..options import ImageConfig, TrainConfig
-from ..understanding import CompareConfig
+from ..options.understanding import CompareConfig
 from .measuring import Density, figures, marginal_density, network_density, network_errors
 from .prepared import Prepared
 from .results import Figures

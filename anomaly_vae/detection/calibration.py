@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -131,6 +132,14 @@ class Calibration:
         held = self._of(k)
         higher = len(held) - np.searchsorted(held, np.asarray(scores, dtype=np.float64), side="left")
         return np.asarray((1.0 + higher) / (len(held) + 1.0), dtype=np.float64)
+
+    def described(self) -> dict[str, Any]:
+        """Return its facts, JSON-able: rows, numbers of samples, the least p-value there is."""
+        return {
+            "rows": self.rows,
+            "k": sorted(self.scores),
+            "least_p_value": 1 / (self.rows + 1) if self.rows else None,
+        }
 
     def threshold(self, alpha: float, *, k: int) -> float:
         """Return the score above which p <= alpha.

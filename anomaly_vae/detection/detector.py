@@ -371,16 +371,11 @@ class Detector:
 
     def describe(self) -> dict[str, Any]:
         """Return the detector's facts, JSON-able: columns, score, calibration, settings, digest."""
-        least = 1 / (self.calibration.rows + 1)
         return {
             "columns": self.schema.described(),
             "score_kind": self.config.score_kind,
             "k": self.config.k,
-            "calibration": {
-                "rows": self.calibration.rows,
-                "k": sorted(self.calibration.scores),
-                "least_p_value": least if self.calibration.rows else None,
-            },
+            "calibration": self.calibration.described(),
             "latent": self.model.latent,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "digest": self.digest,

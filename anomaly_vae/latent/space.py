@@ -30,7 +30,7 @@ from ..detection.latent import posteriors
 from ..detection.scores import densities_of
 from ..errors import ConfigError, ShapeError
 from ..models.ladder import LadderVAE
-from ..understanding import PATHS
+from ..options.understanding import PATHS
 
 Codes = NDArray[np.float32]
 

@@ -22,7 +22,7 @@ from ..latent.attributes import attribute_vector, resynthesise, sample_of_class
 from ..latent.compression import compress, decompress
 from ..latent.maps import cluster, latent_map
 from ..latent.space import LatentSpace
-from ..understanding import GenerateConfig, LatentConfig
+from ..options.understanding import GenerateConfig, LatentConfig
 from .outputs import OUTPUT_SUFFIXES, appearing, write_tables
 
 if TYPE_CHECKING:

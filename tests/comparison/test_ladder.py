@@ -17,7 +17,7 @@ from anomaly_vae.comparison.prepared import prepared
 from anomaly_vae.comparison.results import ModelComparison
 from anomaly_vae.errors import ConfigError, DataWarning, SchemaError, ShapeError
 from anomaly_vae.models import flow
-from anomaly_vae.understanding import RUNGS, CompareConfig
+from anomaly_vae.options.understanding import RUNGS, CompareConfig
 from tests.conftest import digit_images, mixed_frame
 
 CONFIG = CompareConfig(steps=250, latent=2, test_rows=150, mc_se=0.2, max_k=256, train_k=3)

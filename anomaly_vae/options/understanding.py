@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .fields import Options, check, is_integer, is_number, option
+from ..fields import Options, check, is_integer, is_number, option
 
 RUNGS = (
     "pca", "probabilistic_pca", "linear_autoencoder", "autoencoder", "vae", "beta_vae", "iwae", "conditional_vae",
