@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import betabinom, binom
+from scipy.stats import beta, betabinom, binom
 
 from ..errors import ConfigError, ShapeError
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 INK, GREY, PALE = "#222222", "#6E6E6E", "#E3E3E3"
 _BINS = 48
+EXACT_ROWS = 2000
+"""Rows up to which the band of a calibration is exact."""
 
 
 def training_curves(history: Sequence[Epoch]) -> Figure:
@@ -216,12 +218,25 @@ def calibration_band(
     # The chance of p <= alpha, given the calibration rows, is Beta(r, n_calibration + 1 - r).
     rank = np.floor(alpha * (n_calibration + 1) + 1e-9)
     inner = np.clip(rank, 1, n_calibration)
-    law = betabinom(n, inner, n_calibration + 1 - inner)
-    low, high = law.ppf(0.025) / n, law.ppf(0.975) / n
+    if n <= EXACT_ROWS:
+        law = betabinom(n, inner, n_calibration + 1 - inner)
+        low, high = law.ppf(0.025) / n, law.ppf(0.975) / n
+    else:
+        low, high = _beta_band(inner, n, n_calibration)
     certain, impossible = rank > n_calibration, rank < 1
     low[certain] = high[certain] = 1.0
     low[impossible] = high[impossible] = 0.0
     return low, high
+
+
+def _beta_band(
+    rank: NDArray[np.float64], n: int, n_calibration: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the band by the Beta law of the same mean and variance: exact quantiles add up n probabilities each."""
+    size = n_calibration + 1
+    matched = n * (size + 1) / (size + n) - 1
+    law = beta(rank / size * matched, (1 - rank / size) * matched)
+    return law.ppf(0.025), law.ppf(0.975)
 
 
 def _bulk(values: NDArray[np.float64], threshold: float) -> tuple[float, float]:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 
 from anomaly_vae.errors import ConfigError, ShapeError
 from anomaly_vae.evaluation.comparison import compare
+from anomaly_vae.reporting import figures
 from anomaly_vae.reporting.figures import calibration_curve, mean_ranks, score_histogram, training_curves
 
 
@@ -206,3 +207,17 @@ def test_mean_ranks_are_drawn_best_on_top_and_without_the_incomplete() -> None:
     assert pixels(figure).std() > 0
     with pytest.raises(ShapeError, match="one for each of 4 detectors, of which 3 have a rank, got 2"):
         mean_ranks(["a", "b"], found, metric="AUROC")
+
+
+@pytest.mark.parametrize("n_calibration", [19, 200, 5000])
+def test_the_band_of_many_rows_is_that_of_the_exact_law(n_calibration: int) -> None:
+    """Just above the bound up to which it is exact; of ten million rows it takes no time."""
+    alpha, n = np.linspace(0, 1, 41), figures.EXACT_ROWS + 1
+    low, high = figures.calibration_band(alpha, n, n_calibration)
+    rank = np.floor(alpha * (n_calibration + 1) + 1e-9)
+    inside = (rank >= 1) & (rank <= n_calibration)
+    law = betabinom(n, rank[inside], n_calibration + 1 - rank[inside])
+    np.testing.assert_allclose(low[inside], law.ppf(0.025) / n, atol=0.002)
+    np.testing.assert_allclose(high[inside], law.ppf(0.975) / n, atol=0.002)
+    few, many = (figures.calibration_band(alpha, rows, n_calibration) for rows in (n, 10_000_000))
+    assert (many[1] - many[0] <= few[1] - few[0] + 1e-9).all()
