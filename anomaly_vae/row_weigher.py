@@ -33,6 +33,7 @@ from .debiasing.weigher import ANOMALY, ISOLATED, MISLABELLED, CodedRows, Judged
 from .detection import artifact
 from .detection.detector import Detector
 from .detection.latent import entered, posteriors
+from .detection.scores import score_rows
 from .errors import ArtifactError, ConfigError, SchemaError
 from .options import ResampleConfig
 
@@ -40,6 +41,8 @@ FORMAT_VERSION = 1
 KIND = "resampler"
 WEIGHER, DETECTOR = "weigher.safetensors", "detector"
 GUARDED = {ANOMALY: "guarded_anomaly", ISOLATED: "guarded_isolated", MISLABELLED: "guarded_label"}
+SURPRISE_SAMPLES = 4
+"""Posterior samples behind the ELBO of the fence."""
 WEIGHT_COLUMNS = ("weight", "log_density", *GUARDED.values())
 """Columns of `RowWeigher.score_frame`."""
 CLOSE = 1e-4
@@ -309,7 +312,11 @@ def coded(
     codes, log_scales = posteriors(detector.model, x)
     calibrated = config.guard and detector.calibration.rows
     p_values = detector.score_encoded(x, alpha=0.5)["p_value"].to_numpy() if calibrated else None
-    return CodedRows(codes, entered(detector.model, x), log_scales, p_values, labels)
+    surprises = None
+    if config.fence is not None:
+        noise = detector.noise[:SURPRISE_SAMPLES].to(detector.device)
+        surprises = score_rows(detector.model, x.to(detector.device), noise=noise, kind="elbo").value
+    return CodedRows(codes, entered(detector.model, x), log_scales, p_values, surprises, labels)
 
 
 def joined(parts: Sequence[CodedRows]) -> CodedRows:
@@ -323,7 +330,7 @@ def joined(parts: Sequence[CodedRows]) -> CodedRows:
     first = parts[0]
     together: dict[str, Any] = {
         name: None if getattr(first, name) is None else np.concatenate([getattr(part, name) for part in parts])
-        for name in ("codes", "surface", "log_scales", "p_values")
+        for name in ("codes", "surface", "log_scales", "p_values", "surprises")
     }
     labels = None if first.labels is None else pd.concat([pd.Series(part.labels) for part in parts], ignore_index=True)
     return CodedRows(**together, labels=labels)

@@ -30,7 +30,7 @@ from anomaly_vae.row_weigher import coded
 Floats = NDArray[np.float64]
 
 NONE, ORACLE = "no weights", "oracle"
-UNGUARDED: Mapping[str, Any] = {"guard": 0.0, "isolation_guard": None, "label_guard": None}
+UNGUARDED: Mapping[str, Any] = {"guard": 0.0, "fence": None, "isolation_guard": None, "label_guard": None}
 AS_PUBLISHED: Mapping[str, Any] = {
     **UNGUARDED, "density": "dbvae", "within_class": False, "class_mass": "kept",
     "ess": None, "cap": None, "floor": None,

@@ -199,3 +199,16 @@ def test_misuse_is_refused(saved, rows, detector, tmp_path):
     odd = RowWeigher.fit(detector, rows, labels=pd.Series(pd.date_range("2020", periods=2).repeat(ROWS // 2)))
     with pytest.raises(AnomalyVaeError, match="class labels must be text, numbers or booleans"):
         odd.save(tmp_path / "odd")
+
+
+def test_garbage_that_calibrates_itself_is_still_held_back(detector, rows):
+    """Of 5 % garbage most has p-values above .01 where the calibration rows hold as much; its ELBO gives it away."""
+    garbage = rows.sample(12, random_state=0).assign(height=lambda t: t.height.max() * np.linspace(4, 8, len(t)))
+    spoilt = pd.concat([rows, garbage], ignore_index=True)
+    contaminated = detector.calibrate(spoilt)
+    held = {}
+    for fence in (None, 2.5):
+        config = ResampleConfig(guard=0.01, fence=fence, isolation_guard=None)
+        held[fence] = RowWeigher.fit(contaminated, spoilt, config).weigher.guards["anomaly"][len(rows) :].mean()
+    assert held[None] < 0.9
+    assert held[2.5] == 1.0

@@ -61,6 +61,7 @@ def described(weigher: Weigher) -> tuple[dict[str, Any], Arrays]:
         "parts": [_part(part, f"density.{i}", arrays) for i, part in enumerate(weigher.density.parts)],
         "isolation": _part(weigher.isolation, "isolation", arrays),
         "disagreement": _part(weigher.disagreement, "disagreement", arrays),
+        "fence": weigher.fence,
         "report": weigher.weighing.report.to_dict(),
     }
     temperings = [dataclasses.astuple(tempering) for tempering in weigher.weighing.temperings]
@@ -93,6 +94,7 @@ def restored(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> We
         surface=_space_of(facts["surface"], "surface", arrays),
         isolation=_joined(facts["isolation"], "isolation", arrays),
         disagreement=_joined(facts["disagreement"], "disagreement", arrays),
+        fence=None if facts["fence"] is None else float(facts["fence"]),
         weighing=Weighing(nothing, temperings, float(arrays["scale"][0]), _report(facts["report"])),
     )
 

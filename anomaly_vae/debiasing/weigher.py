@@ -19,7 +19,7 @@ from .spaces import Space, fit_space, surface
 from .strata import Strata
 
 ANOMALY, ISOLATED, MISLABELLED = "anomaly", "isolated", "label"
-"""Names of the guards: below the p-value, unlike every other row, nearer to another class."""
+"""Names of the guards: improbable, unlike every other row, nearer to another class."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class CodedRows:
         surface: The rows as the encoder sees them, (n, d).
         log_scales: Posterior log standard deviations, (n, l).
         p_values: Conformal p-values, (n,); None where there is no calibration.
+        surprises: Minus their ELBO, (n,), nats; None where no guard asks for it.
         labels: Labels, (n,), if there are any.
     """
 
@@ -38,6 +39,7 @@ class CodedRows:
     surface: NDArray[np.floating]
     log_scales: NDArray[np.floating] | None = None
     p_values: Floats | None = None
+    surprises: Floats | None = None
     labels: ArrayLike | None = None
 
     def __len__(self) -> int:
@@ -71,6 +73,7 @@ class Weigher:
         surface: Where guards look at rows.
         isolation: Tells rows that resemble no other; None = not asked for.
         disagreement: Tells rows that look mislabelled; None = not asked for, or there are no labels.
+        fence: Rows of a larger surprise are anomalies, nats; None = not asked for.
         weighing: Weights of the rows that it was fitted to (none after loading), how they came about, and the report.
         guards: For each guard, which of the rows that it was fitted to it flags, (n,); empty after loading.
     """
@@ -82,6 +85,7 @@ class Weigher:
     surface: Space
     isolation: Isolation | None
     disagreement: LabelDisagreement | None
+    fence: float | None
     weighing: Weighing
     guards: dict[str, Flags] = field(default_factory=dict)
 
@@ -129,13 +133,14 @@ class Weigher:
         judged = config.label_guard is not None and strata.kind != "none"
         disagreement = LabelDisagreement.fit(look, of, ordered=strata.ordered, seed=config.seed) if judged else None
         notes = [*notes, *density.notes]
-        guards = _flags(config, isolation, disagreement, rows.p_values, look, of)
+        fence = _fence(rows.surprises, config.fence)
+        guards = _flags(config, isolation, disagreement, fence, rows, look, of)
         if config.guard and rows.p_values is None:
             notes.append("the detector gives no p-values, having no calibration rows: no row is guarded as an anomaly.")
         weighing = weigh(density.own, config, strata=strata, of=of, guards=guards, notes=notes)
         report = dataclasses.replace(weighing.report, facts={"space_width": space.width, **(facts or {})})
         weighing = dataclasses.replace(weighing, report=report)
-        return cls(config, strata, space, density, seen, isolation, disagreement, weighing, guards)
+        return cls(config, strata, space, density, seen, isolation, disagreement, fence, weighing, guards)
 
     def weights(self, rows: CodedRows) -> Floats:
         """Return the weights of rows, (n,), in units of the fitted rows' mean; see `judge`."""
@@ -157,7 +162,7 @@ class Weigher:
         log_density = self.density.log_density(points, of if self.config.within_class else np.zeros_like(of))
         guarded = self.isolation is not None or self.disagreement is not None
         look = self.surface.coordinates(rows.surface) if guarded else points
-        flags = _flags(self.config, self.isolation, self.disagreement, rows.p_values, look, of)
+        flags = _flags(self.config, self.isolation, self.disagreement, self.fence, rows, look, of)
         either = np.logical_or.reduce(list(flags.values())) if flags else np.zeros(len(rows), dtype=bool)
         return Judged(self.weighing.weigh(log_density, of, either), log_density, flags)
 
@@ -170,13 +175,19 @@ def _flags(
     config: ResampleConfig,
     isolation: Isolation | None,
     disagreement: LabelDisagreement | None,
-    p_values: Floats | None,
+    fence: float | None,
+    rows: CodedRows,
     look: NDArray[np.float32],
     of: NDArray[np.intp],
 ) -> dict[str, Flags]:
     flags: dict[str, Flags] = {}
-    if config.guard and p_values is not None:
-        flags[ANOMALY] = p_values <= config.guard
+    improbable = []
+    if config.guard and rows.p_values is not None:
+        improbable.append(rows.p_values <= config.guard)
+    if fence is not None and rows.surprises is not None:
+        improbable.append(rows.surprises > fence)
+    if improbable:
+        flags[ANOMALY] = np.logical_or.reduce(improbable)
     if isolation is not None and config.isolation_guard is not None:
         flags[ISOLATED] = isolation.flagged(look, config.isolation_guard)
     if disagreement is not None and config.label_guard is not None:
@@ -184,10 +195,22 @@ def _flags(
     return flags
 
 
+def _fence(surprises: Floats | None, ranges: float | None) -> float | None:
+    """Return the surprise that lies so many interquartile ranges above the upper quartile (Tukey 1977, section 2D).
+
+    A p-value compares with calibration rows, which hold as much garbage as the others: of 2 % of garbage half has
+    p-values above .01. Quartiles do not move with it.
+    """
+    if surprises is None or ranges is None:
+        return None
+    low, high = np.quantile(surprises, [0.25, 0.75])
+    return float(high + ranges * (high - low))
+
+
 def _check_lengths(rows: CodedRows) -> None:
     lengths = {
         name: len(np.asarray(value))
-        for name in ("codes", "surface", "log_scales", "p_values", "labels")
+        for name in ("codes", "surface", "log_scales", "p_values", "surprises", "labels")
         if (value := getattr(rows, name)) is not None
     }
     if not len(rows) or len(set(lengths.values())) > 1:

@@ -18,7 +18,7 @@ class ResampleConfig(Options):
     """How rows are weighed by the density of their codes. The defaults are those that held up in measurement.
 
     The published recipe of Amini et al. (2019) is `density="dbvae", within_class=False, class_mass="kept",
-    ess=None, cap=None, floor=None, guard=0, isolation_guard=None, label_guard=None`.
+    ess=None, cap=None, floor=None, guard=0, fence=None, isolation_guard=None, label_guard=None`.
 
     Example:
         >>> ResampleConfig(mode="oversample").ess
@@ -39,6 +39,9 @@ class ResampleConfig(Options):
         "tempered", f"mass of the classes: {', '.join(CLASS_MASS)}; tempered = as equal as ess allows"
     )
     guard: float = option(0.01, "rows whose anomaly p-value is at most this are never weighted up; 0 = no guard")
+    fence: float | None = option(
+        2.5, "nor rows whose ELBO is this many interquartile ranges under the lower quartile; none = no guard"
+    )
     isolation_guard: float | None = option(
         2.0, "nor rows whose nearest neighbour is this many times farther than is usual around it; none = no guard"
     )
@@ -71,6 +74,7 @@ class ResampleConfig(Options):
             "ess": (lambda v: 0 < v <= 1, "be a share of the rows above 0 and at most 1"),
             "cap": (lambda v: v >= 1, "be a number of at least 1, the mean"),
             "floor": (lambda v: 0 <= v <= 1, "be a number from 0 to 1, the mean"),
+            "fence": (lambda v: v > 0, "be a number above 0 of interquartile ranges"),
             "isolation_guard": (lambda v: v >= 1, "be a ratio of at least 1"),
             "label_guard": (lambda v: v >= 1, "be a ratio of at least 1"),
             "guard": SHARE,
