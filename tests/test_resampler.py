@@ -126,7 +126,7 @@ def test_hard_data_are_weighed_and_said(detector):
     alike = pd.concat([X.iloc[[0]]] * 40, ignore_index=True)
     report = LatentDensityResampler(detector).fit(alike).report_
     assert report.largest == pytest.approx(1.0)
-    assert "the data: no coordinate varies" in report.notes[0]
+    assert any("the data: no coordinate varies" in note for note in report.notes)
     one = LatentDensityResampler(detector).fit(X, ["a"] * 39 + ["b"]).report_
     assert any("class b: 1 row has no neighbours" in note for note in one.notes)
     assert one.ess >= 0.29

@@ -82,11 +82,12 @@ class Together:
             noise = [m.likelihood.heads[COUNTS].noise_log for m in self.mixtures if m.likelihood is not None]
             self.likelihood.heads[COUNTS].noise_log = nn.Parameter(torch.cat(noise), requires_grad=False)  # type: ignore[arg-type]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def mean_log_prob(self, x: Tensor) -> Tensor:
         """Return the mean of the mixtures' log p(x) of encoded rows (n, m), nats, (n,), float64."""
         out = torch.empty(len(x), dtype=WIDE)
 
+        @torch.inference_mode()  # each thread has a mode of its own
         def some(i: int) -> None:
             for start in range(i * CHUNK, min(len(x), (i + 1) * CHUNK), BLOCK):
                 block = x[start : start + BLOCK].double()

@@ -60,3 +60,17 @@ def test_a_row_has_the_same_bits_in_any_company(name):
     assert torch.equal(together.mean_log_prob(long[order]), whole[order])
     assert torch.equal(torch.cat([together.mean_log_prob(row) for row in x[:40].split(1)]), whole[:40])
     assert torch.equal(torch.cat([together.mean_log_prob(part) for part in x.split(BLOCK + 7)]), whole[: len(x)])
+
+
+def test_threads_may_share_the_work_of_a_caller_that_infers() -> None:
+    """Tensors of inference mode may only be written in it, and each thread has a mode of its own."""
+    mixtures, x = fitted(NUMBERS)
+    x, together = x.repeat(3 * CHUNK // len(x) + 1, 1), Together(mixtures)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            both = together.mean_log_prob(x)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(both, torch.cat([together.mean_log_prob(part) for part in x.split(CHUNK)]))
