@@ -308,7 +308,6 @@ def strangest_rows(
     Returns:
         Scores indexed by row number, with `attributions`.
     """
-    best = pd.DataFrame()
     best = strangest(scorer, source, top=top, schema=schema)
     return scorer.score_frame(best.drop(columns=_beside(best, schema)), explain=columns)
 
