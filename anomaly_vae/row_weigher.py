@@ -35,6 +35,7 @@ from .detection.detector import Detector
 from .detection.latent import entered, posteriors
 from .detection.scores import score_rows
 from .errors import ArtifactError, ConfigError, SchemaError
+from .models.conv import ImageVAE
 from .options import ResampleConfig
 
 FORMAT_VERSION = 1
@@ -313,7 +314,7 @@ def coded(
     calibrated = config.guard and detector.calibration.rows
     p_values = detector.score_encoded(x, alpha=0.5)["p_value"].to_numpy() if calibrated else None
     surprises = None
-    if config.fence is not None:
+    if config.fence is not None and isinstance(detector.model, ImageVAE):
         noise = detector.noise[:SURPRISE_SAMPLES].to(detector.device)
         surprises = score_rows(detector.model, x.to(detector.device), noise=noise, kind="elbo").value
     return CodedRows(codes, entered(detector.model, x), log_scales, p_values, surprises, labels)

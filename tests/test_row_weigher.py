@@ -201,14 +201,21 @@ def test_misuse_is_refused(saved, rows, detector, tmp_path):
         odd.save(tmp_path / "odd")
 
 
-def test_garbage_that_calibrates_itself_is_still_held_back(detector, rows):
-    """Of 5 % garbage most has p-values above .01 where the calibration rows hold as much; its ELBO gives it away."""
-    garbage = rows.sample(12, random_state=0).assign(height=lambda t: t.height.max() * np.linspace(4, 8, len(t)))
-    spoilt = pd.concat([rows, garbage], ignore_index=True)
-    contaminated = detector.calibrate(spoilt)
-    held = {}
+def test_garbage_that_calibrates_itself_is_still_held_back(image_detector):
+    """Of 5 % garbage some has p-values above .01 where the calibration rows hold as much; its ELBO gives it away."""
+    images = digit_images()[0][:300]
+    garbage = np.random.default_rng(0).integers(0, 256, (15, *images.shape[1:]), dtype=np.uint8)
+    frame = frame_of(np.concatenate([images, garbage]))
+    contaminated, flagged = image_detector.calibrate(frame), {}
     for fence in (None, 2.5):
         config = ResampleConfig(guard=0.01, fence=fence, isolation_guard=None)
-        held[fence] = RowWeigher.fit(contaminated, spoilt, config).weigher.guards["anomaly"][len(rows) :].mean()
-    assert held[None] < 0.9
-    assert held[2.5] == 1.0
+        flagged[fence] = RowWeigher.fit(contaminated, frame, config).weigher.guards["anomaly"]
+    assert flagged[None][300:].mean() < 0.5
+    assert flagged[2.5][300:].all()
+    assert flagged[2.5][:300].mean() < 0.05
+
+
+def test_tables_have_no_fence(detector, rows):
+    """Of few columns the ELBO is skewed: a rare cluster would lie beyond it."""
+    assert coded(detector, rows, ResampleConfig()).surprises is None
+    assert RowWeigher.fit(detector, rows).weigher.fence is None

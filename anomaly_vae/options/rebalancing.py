@@ -40,7 +40,7 @@ class ResampleConfig(Options):
     )
     guard: float = option(0.01, "rows whose anomaly p-value is at most this are never weighted up; 0 = no guard")
     fence: float | None = option(
-        2.5, "nor rows whose ELBO is this many interquartile ranges under the lower quartile; none = no guard"
+        2.5, "nor images whose ELBO is this many interquartile ranges under the lower quartile; none = no guard"
     )
     isolation_guard: float | None = option(
         2.0, "nor rows whose nearest neighbour is this many times farther than is usual around it; none = no guard"
