@@ -60,7 +60,13 @@ def commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python", "bash")], ids=name_of)
+def timed(page: Path) -> object:
+    """Only what a newcomer reads first runs before every commit; `make docs` and `make slow` run the other pages."""
+    first = page.name in ("README.md", "tutorial.md", "index.md")
+    return pytest.param(page, id=name_of(page), marks=[] if first else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("page", [timed(p) for p in PAGES if blocks(p, "python", "bash")])
 def test_the_examples_run(page: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])

@@ -37,6 +37,7 @@ def carded(detector: Detector, monkeypatch: pytest.MonkeyPatch, rows: np.ndarray
     return make_scorecard(detector, frame_of(images), CONFIG, classes=digit)
 
 
+@pytest.mark.slow
 def test_lost_modes_and_lost_quality_are_told_apart(image_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     images, digit = known_digits()
     noise = 100 * np.random.default_rng(0).normal(size=images.shape)

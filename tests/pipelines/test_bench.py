@@ -55,6 +55,7 @@ def test_memory_is_measured_in_processes_of_their_own(bench: ModuleType) -> None
     assert ballast[0] == 1
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_its_tables(bench: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "bench.md"
     arguments = ["speed", "--speed-rows", "2048", "--markdown", str(path)]

@@ -36,6 +36,7 @@ def test_the_exponent_is_that_of_the_seconds(power: float, bench: ModuleType) ->
     assert bench.exponent(jobs) == pytest.approx(power)
 
 
+@pytest.mark.slow
 def test_a_small_run_prints_its_figures(bench: ModuleType, tmp_path: Path) -> None:
     words = ["--rows", "4000", "--processes", "1", "--steps", "20", "--k", "1", "--markdown", str(tmp_path / "out.md")]
     made = CliRunner().invoke(bench.main, words)

@@ -142,6 +142,7 @@ def test_no_share_is_quoted_of_a_gain_that_may_be_chance() -> None:
     assert methods.recovered(np.array([0.1, 0.11]), np.array([0.2, 0.21])).value == pytest.approx(0.105 / 0.205)
 
 
+@pytest.mark.slow
 def test_the_whole_comparison_and_no_run_twice(tmp_path) -> None:
     words = [word for method in METHODS for word in ("--method", method)]
     made = run(tmp_path, *words, "--seeds", "1", *FAST)
