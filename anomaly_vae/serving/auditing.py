@@ -20,6 +20,7 @@ from ..data.rows import labels
 from ..debiasing.density import fit_density
 from ..debiasing.spaces import fit_space
 from ..detection.detector import Detector
+from ..detection.latent import posteriors
 from ..errors import ConfigError, SchemaError, redacted
 from ..evaluation.audit import Audit, audit
 from ..options import AuditConfig, ResampleConfig, ScoreConfig
@@ -110,10 +111,11 @@ def audit_file(
             shown = ", ".join(repr(str(name)) for name in frame.columns[:8])
             raise SchemaError(f"a named column must be in the table, got {absent[0]!r}. It has {shown}.")
         rows = frame[[name for name in frame.columns if name in schema.names]]
-        codes.append(detector.latent(rows)[0])
+        x = detector.encode(rows)
+        codes.append(posteriors(detector.model, x)[0])
         if detector.calibration.rows:
             within = None if by is None else group_names(frame, by).to_numpy()
-            p_values.append(detector.score_frame(rows, alpha=0.5, groups=within)["p_value"].to_numpy())
+            p_values.append(detector.score_encoded(x, alpha=0.5, groups=within)["p_value"].to_numpy())
         kept.append(frame.drop(columns=list(schema.names)) if images else frame)
         done += len(frame)
         if on_rows:
