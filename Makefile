@@ -38,8 +38,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train, register, batch-score, serve, explain and rebalance on real data (about a minute)
 	@$(BIN)/python pipelines/demo.py
 
+# One thread in each of the two processes: more only get in each other's way, and take half as long again.
 test: $(READY) ## the tests that belong before every commit
-	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 slow: $(READY) ## the statistical and long-running tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

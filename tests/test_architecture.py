@@ -159,6 +159,22 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert "anomaly_vae.options" in loaded
 
 
+def test_scoring_from_the_registry_loads_nothing_that_only_training_or_reports_need() -> None:
+    """Every call at the shell pays for what it imports: a second for scikit-learn, another for sympy."""
+    program = """
+import json, sys
+import torch
+from anomaly_vae.models.likelihoods import Categories
+from anomaly_vae.serving import tracking
+logits, unseen = torch.zeros(2, 3), torch.full((1,), 0.1)
+Categories(logits, (3,), unseen).log_prob(torch.zeros(2, 1))
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = set(json.loads(in_fresh_process(program)))
+    assert "anomaly_vae.detection.detector" in loaded
+    assert not loaded & {"sklearn", "scipy.stats", "matplotlib", "sympy"}
+
+
 def test_help_of_every_verb_loads_nothing_heavy() -> None:
     program = """
 import json, sys

@@ -299,7 +299,7 @@ def test_a_taken_port_is_refused_before_anything_starts(folder: Path) -> None:
 
 def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: Path) -> None:
     words = ["train", folder / "train.csv", "--name", "long", "--drop", "serial", "--drop", "failed"]
-    words += ["--set", "steps=3000", "--set", "patience=1000", "--set", "hidden=[64]"]
+    words += ["--set", "steps=1000", "--set", "patience=1000", "--set", "hidden=[64]"]
     with subprocess.Popen(
         process(*words), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     ) as training:

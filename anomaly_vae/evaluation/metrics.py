@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ..cards import Carded
 from ..errors import ConfigError, ShapeError
@@ -103,6 +101,8 @@ def auroc_ap(
         >>> auroc_ap([False, False, True, True], [0.1, 0.4, 0.35, 0.8], n_boot=10).auroc
         0.75
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     anomalous, values = _checked(labels, scores)
     _check_level(level)
     if n_boot < 1:
@@ -141,6 +141,8 @@ def flag_rate(flags: ArrayLike, *, level: float = 0.95) -> Rate:
         >>> rate.rate, round(rate.high, 3)
         (0.05, 0.249)
     """
+    from scipy.stats import binomtest
+
     flags = np.asarray(flags, dtype=bool)
     _check_level(level)
     if flags.ndim != 1 or not flags.size:

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -272,6 +271,8 @@ class Expectation:
 
     def _start(self, seed: int) -> Tensor:
         """Return the start of the responsibilities, (K, n), times weights: by k-means, each row in one class."""
+        from sklearn.cluster import kmeans_plusplus
+
         classes = self.model.classes
         entered = self.filled.T.clamp(-INPUT_BOUND, INPUT_BOUND)
         if self.columns:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -145,7 +146,7 @@ class Categories:
         columns = []
         for j, (log_p, size) in enumerate(zip(self._log_probs(), self.sizes, strict=True)):
             index = x[..., j].nan_to_num(0.0).long()
-            shape = torch.broadcast_shapes(index.shape, log_p.shape[:-1])
+            shape = np.broadcast_shapes(index.shape, log_p.shape[:-1])  # torch's imports sympy, 1 s
             index, log_p = index.expand(shape), log_p.expand(*shape, size)
             known = log_p.gather(-1, index.clamp(max=size - 1)[..., None])[..., 0] + torch.log1p(-self.unseen[j])
             columns.append(torch.where(index < size, known, self.unseen[j].log()))

@@ -219,8 +219,9 @@ def calibration_band(
     rank = np.floor(alpha * (n_calibration + 1) + 1e-9)
     inner = np.clip(rank, 1, n_calibration)
     if n <= EXACT_ROWS:
-        law = betabinom(n, inner, n_calibration + 1 - inner)
-        low, high = law.ppf(0.025) / n, law.ppf(0.975) / n
+        # All quantiles from one sum of the probabilities: scipy's ppf sums them anew for each step of its search.
+        chances = betabinom.pmf(np.arange(n + 1)[:, None], n, inner, n_calibration + 1 - inner).cumsum(0)
+        low, high = ((chances < q).sum(0) / n for q in (0.025, 0.975))
     else:
         low, high = _beta_band(inner, n, n_calibration)
     certain, impossible = rank > n_calibration, rank < 1

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,17 +28,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.images import ImageSchema, is_image_column
+from ..data.images import is_image_column
 from ..detection.detector import Detector
 from ..errors import ArtifactError, ConfigError, ShapeError, redacted
-from ..estimator import Fit, fit_detector
-from ..evaluation.metrics import Ranking, auroc_ap
-from ..options import Config, ScoreConfig
-from ..reporting.figures import calibration_curve, score_histogram, training_curves
-from . import flavor, pictures
-from .report import write_training_report
+from ..options import Config
+from . import flavor
 
 if TYPE_CHECKING:
+    from ..estimator import Fit
+    from ..evaluation.metrics import Ranking
     from ..training import Epoch
 
 Model = TypeVar("Model")
@@ -118,6 +115,9 @@ def train_and_register(
         ConfigError: The name cannot be used in the registry.
         ShapeError: The labels leave no normal row.
     """
+    from ..estimator import fit_detector
+    from .training_record import log_training
+
     check_name(name)
     normal = np.ones(len(frame), dtype=bool) if labels is None else ~np.asarray(labels, dtype=bool)
     if not normal.any():
@@ -129,18 +129,9 @@ def train_and_register(
         fit = fit_detector(rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress)
         epochs.flush(fit.history)
         _log_settings(fit.detector.config, rows, name, source)
-        scored = _scored(fit, rows, frame[~normal])
-        ranking = _log_scores(fit.detector, scored) if scored else None
-        if scored and isinstance(fit.detector.schema, ImageSchema):
-            shown = scored["anomalous" if ranking is not None else "calibration"][0]
-            sheet = pictures.sheet(fit.detector, pictures.strangest_of(fit.detector, shown))
-            mlflow.log_figure(sheet, "figures/strangest.png")
-        mlflow.log_figure(training_curves(fit.history), "figures/training.png")
         registered = _register(fit.detector, name, run_id)
-        _log_report(fit, rows, scored, registered.uri, {"run": run_id, "trained on": source})
-        if ranking is not None:
-            metrics = {k: v for k, v in ranking.to_dict().items() if k not in ("level", "n_normal", "n_anomalous")}
-            mlflow.log_metrics(metrics)
+        facts = {"run": run_id, "trained on": source}
+        ranking = log_training(fit, rows, frame[~normal], model=registered.uri, facts=facts)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return replace(registered, fit=fit, ranking=ranking)
@@ -361,53 +352,6 @@ def content(frame: pd.DataFrame) -> bytes:
     for cell in frame.iloc[:, 0]:
         digest.update(cell.tobytes() if isinstance(cell, np.ndarray) else str(cell).encode())
     return digest.digest()
-
-
-def _scored(fit: Fit, rows: pd.DataFrame, anomalous: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return rows that were not trained on and their scores, by what they are; none without calibration rows."""
-    parts = {name: rows.iloc[fit.split[name]] for name in ("calibration", "validation")} | {"anomalous": anomalous}
-    if not len(parts["calibration"]):
-        return {}
-    alpha = _promised(fit.detector)
-    return {name: (part, fit.detector.score_frame(part, alpha=alpha)) for name, part in parts.items() if len(part)}
-
-
-def _log_scores(detector: Detector, scored: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Ranking | None:
-    """Log where the scores of held-out rows lie, ranked against rows labelled anomalous if there are any.
-
-    Also logs how p-values keep their promise on the validation rows, which only decided when training stopped.
-    """
-    normal = scored["calibration"][1]["anomaly_score"].to_numpy()
-    ranking, labels, scores = None, None, normal
-    if "anomalous" in scored:
-        scores = np.concatenate([normal, scored["anomalous"][1]["anomaly_score"]])
-        labels = np.arange(len(scores)) >= len(normal)
-        ranking = auroc_ap(labels, scores)
-    threshold = detector.threshold(_promised(detector))
-    mlflow.log_figure(score_histogram(scores, threshold, labels), "figures/scores.png")
-    if "validation" in scored:
-        p_values = scored["validation"][1]["p_value"]
-        figure = calibration_curve(p_values, n_calibration=detector.calibration.rows)
-        mlflow.log_figure(figure, "figures/calibration.png")
-    return ranking
-
-
-def _log_report(
-    fit: Fit,
-    rows: pd.DataFrame,
-    scored: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]],
-    model: str,
-    facts: Mapping[str, Any],
-) -> None:
-    """Log a page on the training, and the numbers behind it."""
-    with tempfile.TemporaryDirectory(prefix="anomaly-vae-") as folder:
-        write_training_report(fit, rows, Path(folder) / "report.html", scored=scored, model=model, facts=facts)
-        mlflow.log_artifacts(folder)
-
-
-def _promised(detector: Detector) -> float:
-    """Return the default alpha, or the least that a small table's calibration rows can promise."""
-    return max(ScoreConfig.alpha, 1 / (detector.calibration.rows + 1))
 
 
 def _register(detector: Detector, name: str, run_id: str) -> Registered:

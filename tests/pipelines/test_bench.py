@@ -42,6 +42,7 @@ def test_the_chain_multiplies_the_shapes_that_scoring_multiplies(
         assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own(bench: ModuleType) -> None:
     ballast = np.ones(60_000_000)  # 458 MiB here must not count there
     result = bench.memory(rows=20_000)

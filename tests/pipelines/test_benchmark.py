@@ -211,6 +211,7 @@ def test_what_may_succeed_another_time_is_tried_again(jobs: SimpleNamespace, tab
     assert store.get(run) is None
 
 
+@pytest.mark.slow
 def test_the_command_compares_keeps_and_goes_on(jobs: SimpleNamespace, tables: Path) -> None:
     words = ["--data", str(tables), "--detector", OURS, "--detector", "knn", "--seeds", "2", "--out", "out"]
     first = call(jobs, *words)

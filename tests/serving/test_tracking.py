@@ -161,7 +161,7 @@ def test_quiet_gives_levels_back() -> None:
 def test_wide_table_is_recorded(store: Path) -> None:
     mlflow.create_experiment("wide", artifact_location=(store / "artifacts").as_uri())
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame(rng.normal(size=(60, 1500)), columns=[f"sensor_{i}" for i in range(1500)])
-    config = replace(SMALL, steps=3, columns={f"sensor_{i}": "continuous" for i in range(1500)})
+    frame = pd.DataFrame(rng.normal(size=(60, 700)), columns=[f"sensor_{i}" for i in range(700)])
+    config = replace(SMALL, steps=3, columns={f"sensor_{i}": "continuous" for i in range(700)})
     made = tracking.train_and_register(frame, config, name="wide")
     assert tracking.load(made.uri).detector.score_frame(frame.head(3), alpha=0.5)["anomaly_score"].notna().all()
