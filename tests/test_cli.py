@@ -297,19 +297,40 @@ def test_a_taken_port_is_refused_before_anything_starts(folder: Path) -> None:
         assert str(port) in run(folder, "serve", "models:/pumps/1", "--port", port, code=2).stderr
 
 
-def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: Path) -> None:
-    words = ["train", folder / "train.csv", "--name", "long", "--drop", "serial", "--drop", "failed"]
-    words += ["--set", "steps=1000", "--set", "patience=1000", "--set", "hidden=[64]"]
+def heard() -> None:
+    """For a child: Ctrl-C is heard there even where the parent was started in the background, deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def stopped_in_training(at: Path, words: list[object], sign: signal.Signals, *, after: float = 0) -> tuple[int, str]:
+    """Start a training, send a signal some seconds after its first checkpoint, and return exit code and messages."""
     with subprocess.Popen(
-        process(*words), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        process(*words), cwd=at, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=heard
     ) as training:
         deadline = time.monotonic() + 300
-        while not list(tmp_path.glob("mlruns/checkpoints/*.safetensors")) and time.monotonic() < deadline:
+        while not list(at.glob("mlruns/checkpoints/*.safetensors")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        training.send_signal(signal.SIGINT)
+        time.sleep(after)
+        training.send_signal(sign)
         assert training.stderr is not None
         said = training.stderr.read()
-    assert training.returncode == 130, said
+    return training.returncode, said
+
+
+def scores_of_long(at: Path, fresh: Path) -> pd.Series:
+    run(at, "score", "models:/long/1", fresh, at / "out.parquet")
+    return pd.read_parquet(at / "out.parquet")["anomaly_score"]
+
+
+def long_training(folder: Path, steps: int) -> list[object]:
+    words = ["train", folder / "train.csv", "--name", "long", "--drop", "serial", "--drop", "failed"]
+    return [*words, "--set", f"steps={steps}", "--set", "patience=1000", "--set", "hidden=[64]"]
+
+
+def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: Path) -> None:
+    words = long_training(folder, 1000)
+    code, said = stopped_in_training(tmp_path, words, signal.SIGINT)
+    assert code == 130, said
     assert "checkpoint stands at mlruns/checkpoints/long-" in said
     resumed = run(tmp_path, *words)
     assert "Resuming" in resumed.stderr
@@ -317,11 +338,26 @@ def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: 
     whole = tmp_path / "whole"
     whole.mkdir()
     run(whole, *words)
-    scores = []
-    for at in (tmp_path, whole):
-        run(at, "score", "models:/long/1", folder / "fresh.csv", at / "out.parquet")
-        scores.append(pd.read_parquet(at / "out.parquet")["anomaly_score"])
+    scores = [scores_of_long(at, folder / "fresh.csv") for at in (tmp_path, whole)]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)  # the processes may use different thread counts
+
+
+@pytest.mark.slow
+def test_kill_9_in_training_goes_on_to_the_same_model_five_times(folder: Path, tmp_path: Path) -> None:
+    """Killed by SIGKILL once or twice at random moments, and started again with the same command."""
+    words = long_training(folder, 4000)
+    rng, killed = np.random.default_rng(0), 0
+    for name in ("whole", *"12345"):
+        (tmp_path / name).mkdir()
+        for _ in range(0 if name == "whole" else 1 + int(name) % 2):
+            code, _ = stopped_in_training(tmp_path / name, words, signal.SIGKILL, after=rng.uniform(0, 8))
+            killed += code == -signal.SIGKILL
+        run(tmp_path / name, *words)
+        assert list(tmp_path.glob(f"{name}/mlruns/checkpoints/*")) == []
+    assert killed == 8, "a training ended before it was killed"
+    want = scores_of_long(tmp_path / "whole", folder / "fresh.csv")
+    for name in "12345":
+        np.testing.assert_allclose(scores_of_long(tmp_path / name, folder / "fresh.csv"), want, rtol=1e-5)
 
 
 @pytest.mark.slow
