@@ -3,12 +3,15 @@
 Three protocols:
 
 ood        learn one data set's training images; tell its test images from other data sets' and from damaged ones
-           (uniform noise, constant, inverted, half contrast, flipped upside down), and count false alarms
+           (uniform noise, constant, inverted, half contrast, flipped upside down; of colour: red and blue swapped, no
+           colour), and count false alarms
 one-class  learn one class; tell its test images from all others', beside PCA's residual and PyOD's networks
 cost       seconds an image of the default score, of one pass for the ELBO, of compression, and of likelihood regret
 
 Data are .npz files with x_train, x_test (n, h, w) or (n, h, w, c) of bytes and y_train, y_test; without --data those
-that scikit-learn ships. Each finished run is kept under --out, and a later call goes on from there.
+that scikit-learn ships: its digits, or with --photographs squares of 32 x 32 pixels cut out of its two photographs,
+from places of which some are for training alone, so that false alarms there are no test of the promise. Each finished
+run is kept under --out, and a later call goes on from there.
 
 Example:
     python pipelines/bench_images.py --data mnist.npz --data fashion_mnist.npz --protocol ood
@@ -32,7 +35,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import betabinom
 from sheet import Sheet
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from sklearn.metrics import roc_auc_score
 
 from anomaly_vae.data.images import frame_of
@@ -51,6 +54,8 @@ PROTOCOLS = ("ood", "one-class", "cost")
 PEERS = ("pca_residual", "pyod_deep_svdd", "pyod_autoencoder")
 MOST_TESTED = 10_000
 REGRET_IMAGES = 16
+SQUARE, PLACE = 32, 64
+"""Pixels a side of a square cut out of a photograph, and of the places that are for training or for testing."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,40 @@ def read(path: Path | None) -> Data:
         return Data(path.stem, file["x_train"], file["y_train"].astype(int), file["x_test"], file["y_test"].astype(int))
 
 
+def photographs(train: int = 5000, test: int = 500) -> list[Data]:
+    """Return squares of each of scikit-learn's two photographs: a temple and a flower, in colour."""
+    rng = np.random.default_rng(0)
+
+    def squares(photo: Images, places: NDArray[np.int64], n: int) -> Images:
+        corners = places[rng.integers(len(places), size=n)] + rng.integers(PLACE - SQUARE + 1, size=(n, 2))
+        return np.stack([photo[y : y + SQUARE, x : x + SQUARE] for y, x in corners])
+
+    found, photos = [], load_sample_images()
+    for name, photo in zip(photos.filenames, photos.images, strict=True):
+        grid = [range(0, size - PLACE + 1, PLACE) for size in photo.shape[:2]]
+        places = rng.permutation(np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, 2))
+        cut = len(places) * 7 // 10
+        parts = squares(photo, places[:cut], train), squares(photo, places[cut:], test)
+        labels = (np.zeros(len(part), dtype=np.int64) for part in parts)
+        found.append(Data(Path(name).stem, parts[0], next(labels), parts[1], next(labels)))
+    return found
+
+
 def damaged(x: Images, seed: int) -> dict[str, Images]:
     """Return what no data set holds: noise and constants, and these images damaged."""
     rng = np.random.default_rng(seed)
     levels = rng.integers(0, 256, len(x), dtype=np.uint8)
+    of_colour = {}
+    if x.ndim == 4 and x.shape[-1] == 3:
+        grey = x.mean(-1, keepdims=True).round().astype(np.uint8)
+        of_colour = {"red and blue swapped": x[..., ::-1].copy(), "no colour": np.repeat(grey, 3, -1)}
     return {
         "noise": rng.integers(0, 256, x.shape, dtype=np.uint8),
         "constant": np.broadcast_to(levels.reshape(-1, *[1] * (x.ndim - 1)), x.shape).copy(),
         "inverted": 255 - x,
         "half contrast": x // 2,
         "flipped": x[:, ::-1].copy(),
+        **of_colour,
     }
 
 
@@ -272,6 +301,7 @@ def tables(rows: pd.DataFrame) -> list[Sheet]:
     type=click.Path(exists=True, path_type=Path),
     help="An .npz file or a folder of them; repeatable.",
 )
+@click.option("--photographs", "photos", is_flag=True, help="Squares of scikit-learn's two photographs, in colour.")
 @click.option(
     "--protocol",
     "protocols",
@@ -286,13 +316,13 @@ def tables(rows: pd.DataFrame) -> list[Sheet]:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the image detector.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("mlruns/bench-images"), show_default=True)
 def main(
-    paths: tuple[Path, ...], protocols: tuple[str, ...], seeds: int, classes: tuple[int, ...],
+    paths: tuple[Path, ...], photos: bool, protocols: tuple[str, ...], seeds: int, classes: tuple[int, ...],
     peers: tuple[str, ...], settings: tuple[str, ...], out: Path,
 ) -> None:  # fmt: skip
     """Measure the image detector; print the tables and keep them as Markdown and Parquet."""
     console = Console(width=200)
     files = [f for p in paths for f in (sorted(p.rglob("*.npz")) if p.is_dir() else [p])]
-    sets = [read(file) for file in files] or [read(None)]
+    sets = [read(file) for file in files] + (photographs() if photos else []) or [read(None)]
     try:
         base = ImageConfig().updated(settings)
     except AnomalyVaeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_sample_images
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--set", "steps=20", "--set", "channels=16", "--set", "latent=4", "--set", "calibration_k=[1, 4]"]
@@ -57,3 +59,17 @@ def test_a_file_that_lacks_its_arrays_is_refused(tmp_path: Path) -> None:
     made = run(tmp_path / "out", "--data", str(tmp_path / "half.npz"))
     assert made.returncode == 2
     assert "y_train" in made.stderr
+
+
+def test_squares_of_photographs_for_testing_touch_none_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "pipelines"))
+    bench = importlib.import_module("bench_images")
+    photos = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    for data in bench.photographs(train=40, test=10):
+        windows = np.lib.stride_tricks.sliding_window_view(photos[data.name][..., 0], (32, 32))
+        places = []
+        for part in (data.train, data.test):
+            assert (part.shape[1:], part.dtype) == ((32, 32, 3), np.uint8)
+            found = [np.argwhere((windows == square[..., 0]).all((2, 3)))[0] for square in part[:10]]
+            places.append({tuple(corner // 64) for corner in found} | {tuple((corner + 31) // 64) for corner in found})
+        assert not places[0] & places[1]
