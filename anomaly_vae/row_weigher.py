@@ -312,7 +312,7 @@ def coded(
     x = detector.encode(frame[[name for name in frame.columns if name in names]])
     codes, log_scales = posteriors(detector.model, x)
     calibrated = config.guard and detector.calibration.rows
-    p_values = detector.score_encoded(x, alpha=0.5)["p_value"].to_numpy() if calibrated else None
+    p_values = detector.verdicts(x, alpha=0.5).p_values if calibrated else None
     surprises = None
     if config.fence is not None and isinstance(detector.model, ImageVAE):
         noise = detector.noise[:SURPRISE_SAMPLES].to(detector.device)

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
@@ -225,8 +226,6 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Te
     gradient = written_out(model, config.objective)
     for i in range(steps):
         beta, rate = schedule(first + i, plan.steps, config)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
         batch = next(batches)
         weights = None if state.weights is None else state.weights[batch.chosen]
         if gradient is not None:
@@ -234,9 +233,27 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Te
         else:
             facts.append(_autograd_step(state, x, batch, weights, beta, config))
         state.flat.clip(config.clip_norm)
-        state.optimizer.step()
+        _step(state, rate)
     loss, kl, reconstruction = (torch.stack(part).mean() for part in zip(*facts, strict=True))
     return torch.stack([loss, reconstruction - kl, kl, reconstruction])
+
+
+def _step(state: _State, rate: float) -> None:
+    """Let the optimiser take a step; from its second on without its ceremony, which costs as much as a small batch."""
+    (group,), vector = state.optimizer.param_groups, state.flat.vector
+    group["lr"] = rate
+    slots = state.optimizer.state.get(vector)
+    if not slots:
+        state.optimizer.step()
+        return
+    moments = ([slots[name]] for name in ("exp_avg", "exp_avg_sq"))
+    beta1, beta2 = group["betas"]
+    with torch.no_grad():
+        adamw(
+            [vector], [vector.grad], *moments, [], [slots["step"]],  # type: ignore[list-item]
+            fused=True, foreach=False, amsgrad=False, maximize=False,
+            lr=rate, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+        )  # fmt: skip
 
 
 def _autograd_step(

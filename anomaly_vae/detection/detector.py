@@ -36,14 +36,14 @@ from .image_scores import (
     reconstructions,
     score_images,
 )
+from .kept import Kept
 from .latent import entered, posteriors
 from .missing import charged, expected_costs, total
-from .scores import RELIABLE_SAMPLES, Scores, score_rows
+from .scores import Scores, score_rows
 from .statistics import StatisticsDensity
+from .verdicts import SCORE_COLUMNS as SCORE_COLUMNS
+from .verdicts import Verdicts
 
-SCORE_COLUMNS = (
-    "anomaly_score", "score_kind", "p_value", "is_anomaly", "threshold", "mc_se", "ess", "reliable", "attributions",
-)  # fmt: skip
 LIKELIHOOD_COLUMNS = ("log_likelihood", "log_likelihood_se", "log_likelihood_k", "log_likelihood_reached")
 """Columns that `score_frame` adds when asked for log p(x) to a stated error."""
 
@@ -178,7 +178,7 @@ class Detector:
         if explain < 0:
             raise ConfigError(f"explain must be a number of columns from 0 up, got {explain!r}.")
         x = self.encode(frame, allow_missing=allow_missing)
-        out = self.score_encoded(x, alpha=alpha, fdr=fdr, k=k, groups=groups).set_axis(frame.index)
+        out = self.verdicts(x, alpha=alpha, fdr=fdr, k=k, groups=groups).frame(frame.index)
         if explain:
             reasons = self._reasons(frame, x, k=self.config.k if k is None else k, top=explain)
             out["attributions"] = pd.Series(reasons, index=out.index, dtype=object)
@@ -188,7 +188,7 @@ class Detector:
         added = (found.value, found.mc_se, found.k, found.reached)
         return out.assign(**dict(zip(LIKELIHOOD_COLUMNS, added, strict=True)))
 
-    def score_encoded(
+    def verdicts(
         self,
         x: Tensor,
         *,
@@ -196,20 +196,15 @@ class Detector:
         fdr: float | None = None,
         k: int | None = None,
         groups: ArrayLike | None = None,
-    ) -> pd.DataFrame:
+    ) -> Verdicts:
         """Score and judge rows that `encode` has returned, (n, m); without attributions. See `score_frame`."""
         check_rates(alpha, fdr)
         k = self.config.k if k is None else k
         self.threshold(alpha if fdr is None else 0.5, k=k)  # refuse what cannot be promised before computing
         scores = self._scores(x, k)
-        p_values, threshold = judged(self.calibration, scores.value, groups, alpha=alpha, fdr=fdr, k=k)
-        ess = pd.array(scores.ess >= RELIABLE_SAMPLES, dtype="boolean")
-        ess[np.isnan(scores.ess)] = pd.NA
-        kind, nothing = (pd.Series([text] * len(x), dtype=object) for text in (self.config.score_kind, None))
-        columns = (
-            scores.value, kind, p_values, scores.value > threshold, threshold, scores.mc_se, scores.ess, ess, nothing,
-        )  # fmt: skip
-        return pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True)), index=pd.RangeIndex(len(x)))
+        return Verdicts(
+            scores, self.config.score_kind, *judged(self.calibration, scores.value, groups, alpha=alpha, fdr=fdr, k=k)
+        )
 
     def log_likelihood(self, frame: pd.DataFrame, *, k: int = 64, kind: str = "likelihood") -> Scores:
         """Return minus log p(x) of each row with its error, for any k and any kind of score, without p-values.
@@ -410,6 +405,10 @@ class Detector:
         artifact.check_golden(detector, parts.golden)
         return detector
 
+    @cached_property
+    def _kept(self) -> Kept:
+        return Kept()
+
     def _noise(self, k: int) -> Tensor:
         noise = self.noise[:k]
         if k > len(noise):
@@ -431,7 +430,7 @@ class Detector:
         if isinstance(self.model, ImageVAE):
             with exact_convolutions(self.device):
                 return score_images(self.model, x, noise=noise, kind=kind, density=self.statistics)
-        return score_rows(self.model, x, noise=noise, kind=kind)
+        return score_rows(self.model, x, noise=noise, kind=kind, kept=self._kept)
 
     def _reasons(self, frame: pd.DataFrame, x: Tensor, *, k: int, top: int) -> list[str]:
         kind, noise = self.config.score_kind, self._noise(k)

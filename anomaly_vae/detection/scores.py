@@ -2,7 +2,7 @@
 
 A score depends on the row, the model and the noise alone. All rows share one bank of noise (common random numbers), and
 rows are computed in blocks of one fixed shape, the last one padded: the same arithmetic for every row, whatever
-batch it came in.
+batch it came in. Few rows are padded to less, where that was found to give each the same bits (`models.tried`).
 
 Shapes: n rows, m columns, k posterior samples, l latent width.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from ..models import bounds
 from ..models.family import Model
-from ..models.fused import Rows, Scorer
+from ..models.fused import FusedVAE, Rows, Scorer
 from ..models.threads import side_by_side, worth_threads
+from ..models.tried import made_up
 from ..models.vae import VAE
+from .kept import Kept
 
 BLOCK_SAMPLES = 1024
 """Rows times samples computed at once."""
@@ -31,6 +34,8 @@ BLOCK_CELLS = 1 << 20
 SMALLEST_BLOCK = 16
 ENCODED_ROWS = 256
 """Rows encoded, and log weights reduced, at once, at least: with many samples a block has few rows."""
+FEW_ROWS = 64
+"""So many rows at most are computed in a group of so many."""
 LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
 """Samples computed at once."""
 FEWEST_GROUPS = 2
@@ -56,6 +61,19 @@ class ScoreKind:
     error: Callable[[Tensor, Tensor], Tensor]
     weighted: bool
     accompanied: bool = False
+
+    def reduced(self, log_px: Tensor, log_w: Tensor) -> Tensor:
+        """Return score, standard error and effective sample size of log densities (k, n), see `Scores`, (3, n)."""
+        k = len(log_w)
+        out = torch.full((3, log_w.shape[1]), torch.nan, dtype=torch.float64, device=log_w.device)
+        out[0] = -self.bound(log_px, log_w)
+        if k > 1:
+            # neither depends on a row's level, without which float32 has digits to spare and a faster exponential
+            px, w = ((part - part.amax(0)).float() for part in (log_px, log_w))
+            out[1] = self.error(px, w)
+            if self.weighted:
+                out[2] = bounds.effective_sample_size(w)
+        return out
 
 
 def _equal(log_weights: Tensor) -> Tensor:
@@ -136,10 +154,13 @@ def block_rows(k: int, columns: int) -> int:
     Rows times samples is a multiple of 64, so that no cell is computed by the scalar remainder of a vectorised loop,
     whose exponentials differ in the last bit.
     """
-    step = SMALLEST_BLOCK if k % 4 == 0 else 64
-    chunk = min(k, LARGEST_CHUNK)
+    step, chunk = _step(k), min(k, LARGEST_CHUNK)
     rows = min(BLOCK_SAMPLES // chunk, BLOCK_CELLS // (chunk * columns))
     return max(step, rows // step * step)
+
+
+def _step(k: int) -> int:
+    return SMALLEST_BLOCK if k % 4 == 0 else 64
 
 
 def group_rows(k: int, columns: int) -> int:
@@ -148,33 +169,62 @@ def group_rows(k: int, columns: int) -> int:
     return rows * max(1, ENCODED_ROWS // rows)
 
 
-def _each_group(model: Model, x: Tensor, k: int, job: Callable[[slice, Scorer, Rows], None]) -> None:
+def _each_group(
+    model: Model,
+    x: Tensor,
+    k: int,
+    job: Callable[[slice, Scorer, Rows], None],
+    *,
+    scorer: Callable[[], Scorer] | None = None,
+    few: Callable[[FusedVAE], bool] | None = None,
+) -> None:
     """Do a job for each group of rows, side by side where there are many: which they are, and these as the model sees.
 
-    Groups are padded to whole blocks. Each thread takes the next group that none has taken.
+    Groups are padded to whole blocks, or to `FEW_ROWS` where `few` allows it of a scorer. Each thread takes the next
+    group that none has taken.
     """
     rows, group = block_rows(k, x.shape[1]), group_rows(k, x.shape[1])
     starts = iter(range(0, len(x), group))
+    several = worth_threads(rows * min(k, LARGEST_CHUNK) * model.largest_product) or x.device.type != "cpu"
 
     @torch.inference_mode()
     def work(_: int) -> None:
-        fused = model.scorer()
+        fused = (scorer or model.scorer)()
         for start in starts:
             block = x[start : start + group]
-            if len(block) < group:
-                block = torch.cat([block, block.new_zeros(group - len(block), x.shape[1])])
-            job(slice(start, min(start + group, len(x))), fused, fused.rows(block))
+            height = group
+            if few is not None and len(block) <= FEW_ROWS and not several and isinstance(fused, FusedVAE):
+                height = FEW_ROWS if few(fused) else group
+            job(slice(start, min(start + group, len(x))), fused, fused.rows(_filled_up(block, height)))
 
-    work_at_once = rows * min(k, LARGEST_CHUNK) * model.largest_product
-    if worth_threads(work_at_once) or x.device.type != "cpu":
+    if several:
         work(0)
     else:
         side_by_side(work, max(1, min(torch.get_num_threads(), len(x) // (FEWEST_GROUPS * group))))
 
 
+def _filled_up(x: Tensor, height: int) -> Tensor:
+    """Return rows (n, m) with rows of zeros after them, (height, m)."""
+    return x if len(x) == height else torch.cat([x, x.new_zeros(height - len(x), x.shape[1])])
+
+
+def _few_are_as_many(fused: FusedVAE, noise: Tensor, reduction: ScoreKind) -> bool:
+    """Try whether rows score the same bits in a group of `FEW_ROWS` as in a full one."""
+    columns = fused.model.described
+    x = made_up(columns, group_rows(len(noise), len(columns)))
+
+    def scored(rows: Tensor, height: int) -> Tensor:
+        found = _log_densities(fused, fused.rows(_filled_up(rows, height)), len(rows), noise)
+        return reduction.reduced(*found)[:, : len(rows)].nan_to_num()
+
+    few = torch.cat([scored(part, FEW_ROWS) for part in x.split(FEW_ROWS)], 1)
+    return torch.equal(few, scored(x, len(x)))
+
+
 def _blocks(group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield the rows and samples to compute at once, so that memory does not grow with k; only padding is left out."""
-    rows = block_rows(len(noise), group.x.shape[1])
+    k = len(noise)
+    rows = _step(k) if len(group.x) <= FEW_ROWS else block_rows(k, group.x.shape[1])
     for start in range(0, kept, rows):
         for first in range(0, len(noise), LARGEST_CHUNK):
             yield slice(start, start + rows), slice(first, min(first + LARGEST_CHUNK, len(noise)))
@@ -210,7 +260,7 @@ def densities_of(model: Model, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
 
 
 @torch.inference_mode()
-def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihood") -> Scores:
+def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihood", kept: Kept | None = None) -> Scores:
     r"""Score rows.
 
     .. math:: s(x) = -\log \tfrac1k \sum_i p(x, z_i) / q(z_i \mid x), \quad z_i \sim q(z \mid x)
@@ -222,6 +272,7 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
         x: Encoded rows, (n, m), float32, NaN = missing.
         noise: Standard normal draws, (k, l), shared by all rows.
         kind: A name in `SCORES`.
+        kept: What earlier calls with this model have left; see `Kept`.
 
     Returns:
         Scores of the n rows.
@@ -229,21 +280,20 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
     References:
         Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519, eq. 8.
     """
-    reduction = SCORES[kind]
-    k = len(noise)
-    value, error, ess = (torch.full((len(x),), torch.nan, dtype=torch.float64) for _ in range(3))
+    reduction, k = SCORES[kind], len(noise)
+    found = torch.empty(3, len(x), dtype=torch.float64)
 
     def score(rows: slice, fused: Scorer, group: Rows) -> None:
-        kept = slice(0, rows.stop - rows.start)
-        log_px, log_w = _log_densities(fused, group, kept.stop, noise)
-        value[rows] = -reduction.bound(log_px, log_w)[kept].cpu()
-        # neither depends on a row's level, without which float32 has digits to spare and a faster exponential
-        px, w = ((part - part.amax(0)).float() for part in (log_px, log_w))
-        error[rows] = reduction.error(px, w)[kept].cpu().double()
-        if reduction.weighted and k > 1:
-            ess[rows] = bounds.effective_sample_size(w)[kept].cpu().double()
+        n = rows.stop - rows.start
+        found[:, rows] = reduction.reduced(*_log_densities(fused, group, n, noise))[:, :n].cpu()
 
-    _each_group(model, x, k, score)
+    if kept is None:
+        _each_group(model, x, k, score)
+    else:
+        asked = partial(_few_are_as_many, noise=noise, reduction=reduction)
+        few: Callable[[FusedVAE], bool] = lambda fused: kept.known((k, kind), partial(asked, fused))  # noqa: E731
+        _each_group(model, x, k, score, scorer=partial(kept.scorer, model), few=few)
+    value, error, ess = found
     if reduction.accompanied and isinstance(model, VAE) and len(model.companions):
         value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x)
         error = model.share * error

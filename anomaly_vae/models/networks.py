@@ -37,35 +37,47 @@ class TableInput(nn.Module):
         columns: The m modelled columns.
     """
 
+    numbers_at: Tensor
+    counts_at: Tensor
+    indicators_at: Tensor
+    codes: Tensor
     center: Tensor
     scale: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
-        self.numeric = [j for j, c in enumerate(columns) if c.kind in ("continuous", "count")]
-        self.counts = [i for i, j in enumerate(self.numeric) if columns[j].kind == "count"]
-        self.discrete = [(j, len(c.categories)) for j, c in enumerate(columns) if c.kind in ("binary", "categorical")]
-        count_columns = [columns[self.numeric[i]] for i in self.counts]
+        numeric = [j for j, c in enumerate(columns) if c.kind in ("continuous", "count")]
+        counts = [i for i, j in enumerate(numeric) if columns[j].kind == "count"]
+        indicators = [
+            (j, code)
+            for j, c in enumerate(columns)
+            if c.kind in ("binary", "categorical")
+            for code in range(len(c.categories))
+        ]
+        self.numeric, self.counts, self.indicators = len(numeric), len(counts), len(indicators)
+        count_columns = [columns[numeric[i]] for i in counts]
+        places = {"numbers_at": numeric, "counts_at": counts, "indicators_at": [j for j, _ in indicators]}
+        for name, place in places.items():
+            self.register_buffer(name, torch.tensor(place, dtype=torch.long), persistent=False)
+        self.register_buffer("codes", torch.tensor([float(code) for _, code in indicators]), persistent=False)
         self.register_buffer("center", torch.tensor([c.center for c in count_columns]), persistent=False)
         self.register_buffer("scale", torch.tensor([c.scale for c in count_columns]), persistent=False)
-        self.width = len(self.numeric) + sum(size for _, size in self.discrete) + len(columns)
+        self.width = len(numeric) + len(indicators) + len(columns)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the encoder's input, (n, d)."""
         missing = x.isnan()
-        filled = x.nan_to_num(0.0)
         parts = []
         if self.numeric:
-            values = filled[:, self.numeric]
+            cells = x.index_select(1, self.numbers_at)
+            values = cells.nan_to_num(0.0)
             if self.counts:
-                logs = (filled[:, self.numeric][:, self.counts].clamp(min=0).log1p() - self.center) / self.scale
-                values = values.index_copy(1, torch.tensor(self.counts, device=x.device), logs)
+                logs = (values.index_select(1, self.counts_at).clamp(min=0).log1p() - self.center) / self.scale
+                values = values.index_copy(1, self.counts_at, logs)
             values = values.clamp(-INPUT_BOUND, INPUT_BOUND)
-            parts.append(values.masked_fill(missing[:, self.numeric], 0.0))
-        for j, size in self.discrete:
-            # the indicator of `size`, an unseen category, is cut off
-            indicators = F.one_hot(filled[:, j].long().clamp(0, size), size + 1)[:, :size]
-            parts.append(indicators.to(x.dtype).masked_fill(missing[:, j : j + 1], 0.0))
+            parts.append(values.masked_fill(cells.isnan(), 0.0))
+        if self.indicators:  # an unseen category has no indicator, and what is missing equals no code
+            parts.append((x.index_select(1, self.indicators_at) == self.codes).to(x.dtype))
         parts.append(missing.to(x.dtype))
         return torch.cat(parts, 1)
 

@@ -115,7 +115,7 @@ def audit_file(
         codes.append(posteriors(detector.model, x)[0])
         if detector.calibration.rows:
             within = None if by is None else group_names(frame, by).to_numpy()
-            p_values.append(detector.score_encoded(x, alpha=0.5, groups=within)["p_value"].to_numpy())
+            p_values.append(detector.verdicts(x, alpha=0.5, groups=within).p_values)
         kept.append(frame.drop(columns=list(schema.names)) if images else frame)
         done += len(frame)
         if on_rows:

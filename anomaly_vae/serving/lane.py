@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..detection.detector import Detector
-from .flavor import columns_of
 
 SMALL_BODY = 1 << 16
 MOST_TOGETHER = 256
@@ -101,7 +100,7 @@ class Lane:
 
     def _score(self, group: list[tuple[_Job, Tensor]], alpha: float, k: int | None) -> None:
         rows = torch.cat([x for _, x in group])
-        columns = columns_of(self._detector.score_encoded(rows, alpha=alpha, k=k))
+        columns = self._detector.verdicts(rows, alpha=alpha, k=k).lists()
         start = 0
         for job, x in group:
             part = {name: cells[start : start + len(x)] for name, cells in columns.items()}

@@ -90,7 +90,8 @@ def listening(host: str, port: int) -> socket.socket:
         ConfigError: The port is taken, or the host is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # named, or asyncio does not see that it is TCP and leaves small answers waiting for acknowledgements, 40 ms each
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server stopped a moment ago is no obstacle
     try:
         bound.bind((host, port))

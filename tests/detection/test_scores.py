@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -13,8 +15,18 @@ from anomaly_vae import Detector, TrainConfig, fit_detector
 from anomaly_vae.data.cells import UNSEEN
 from anomaly_vae.data.schema import UNSEEN_FLOOR
 from anomaly_vae.detection.detector import SCORE_COLUMNS
-from anomaly_vae.detection.scores import SCORES, block_rows, expected_cells, group_rows, score_rows, split_scores
+from anomaly_vae.detection.kept import Kept
+from anomaly_vae.detection.scores import (
+    FEW_ROWS,
+    SCORES,
+    block_rows,
+    expected_cells,
+    group_rows,
+    score_rows,
+    split_scores,
+)
 from anomaly_vae.errors import CalibrationError, ConfigError, DataWarning, SchemaError, ShapeError
+from anomaly_vae.models.fused import FusedVAE
 from tests.conftest import mixed_frame
 
 
@@ -31,6 +43,55 @@ def test_a_row_scores_the_same_bits_in_any_company(detector, fresh_rows, k, kind
         np.testing.assert_array_equal(whole, np.concatenate(parts))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(whole[order], score_rows(detector.model, x[order], noise=noise, kind=kind).value)
+
+
+@pytest.mark.parametrize("k", [1, 3, 16])
+@pytest.mark.parametrize("kind", ["ensemble", "likelihood"])
+def test_few_rows_have_the_bits_of_many(detector, fresh_rows, k, kind):
+    """Whether they are computed in a small group or, where the machine adds up otherwise in one, in a full one."""
+    x, noise, kept = detector.encode(fresh_rows), detector._noise(k), Kept()
+    whole = score_rows(detector.model, x, noise=noise, kind=kind)
+    for size in (1, 40, FEW_ROWS, FEW_ROWS + 1):
+        few = score_rows(detector.model, x[:size], noise=noise, kind=kind, kept=kept)
+        for one, other in zip((few.value, few.mc_se, few.ess), (whole.value, whole.mc_se, whole.ess), strict=True):
+            np.testing.assert_array_equal(one, other[:size])
+
+
+def test_a_small_group_is_taken_only_if_it_gives_the_same_bits(detector, fresh_rows):
+    noise, heights = detector._noise(16), []
+
+    class Noted(FusedVAE):
+        """Differs in the last bits where rows are few, as another machine's products might."""
+
+        off = 0.0
+
+        def rows(self, x):
+            heights.append(len(x))
+            found = super().rows(x)
+            return dataclasses.replace(found, mean=found.mean + self.off) if len(x) == FEW_ROWS else found
+
+    x = detector.encode(fresh_rows[:3])
+    for off, height in ((0.0, FEW_ROWS), (1e-5, group_rows(16, x.shape[1]))):
+        kept, scorer = Kept(), Noted(detector.model)
+        scorer.off, kept._here.scorer = off, scorer
+        score = score_rows(detector.model, x, noise=noise, kept=kept).value
+        assert heights[-1] == height
+        np.testing.assert_array_equal(score, score_rows(detector.model, x, noise=noise).value)
+
+
+def test_what_is_kept_stays_behind_in_copies(detector, fresh_rows):
+    detector.score_frame(fresh_rows[:1])
+    assert detector._kept._found
+    assert not copy.deepcopy(detector._kept)._found
+
+
+def test_lists_are_the_table_without_what_json_lacks(detector, fresh_rows):
+    x = detector.encode(fresh_rows)
+    for options in ({"k": 1}, {"k": 16}, {"fdr": 1e-9}):
+        verdicts = detector.verdicts(x, **options)
+        table = verdicts.frame(fresh_rows.index).astype(object)
+        table = table.where(table.notna() & ~table.isin([np.inf]), None)
+        assert verdicts.lists() == {name: table[name].tolist() for name in SCORE_COLUMNS}
 
 
 @pytest.mark.parametrize("k", [1, 16, 64])

@@ -74,3 +74,18 @@ def test_threads_may_share_the_work_of_a_caller_that_infers() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(both, torch.cat([together.mean_log_prob(part) for part in x.split(CHUNK)]))
+
+
+def test_counts_beyond_the_table_cost_what_each_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has the same bits whether or not another count of its block is looked up; so has one of small blocks."""
+    monkeypatch.setattr("anomaly_vae.models.together.MOST_COUNTED", 3)
+    mixtures, x = fitted(FRAMES["mixed, with gaps"])
+    visits = list(FRAMES["mixed, with gaps"]).index("visits")
+    x[::7, visits], x[1::7, visits] = 1e6, -1.0
+    together = Together(mixtures)
+    assert (x[:, visits] > 3).any()
+    wanted = torch.stack([m.log_prob(x) for m in mixtures]).mean(0)
+    got = together.mean_log_prob(x)
+    np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-11)
+    assert torch.equal(torch.cat([together.mean_log_prob(part) for part in x[:60].split(3)]), got[:60])
+    assert together.few is not None

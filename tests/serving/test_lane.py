@@ -20,9 +20,9 @@ def test_each_gets_its_own_answer_and_its_own_error(detector: Detector, rows: pd
     gate = threading.Event()
 
     class Watched(Detector):
-        def score_encoded(self, x, **options):  # type: ignore[no-untyped-def]
+        def verdicts(self, x, **options):  # type: ignore[no-untyped-def]
             blocks.append(len(x))
-            return super().score_encoded(x, **options)
+            return super().verdicts(x, **options)
 
     watched = Watched(**{name: getattr(detector, name) for name in detector.__dataclass_fields__})
 

@@ -1,0 +1,37 @@
+"""What scoring by one model again need not do again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ..models.family import Model
+from ..models.fused import Scorer
+
+
+class Kept:
+    """A model's scorers, one for each thread since they have buffers, and what was found out about them.
+
+    It belongs to one model, whose weights do not change. A copy or a pickle of it is empty.
+    """
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+        self._found: dict[Hashable, bool] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, ()
+
+    def scorer(self, model: Model) -> Scorer:
+        """Return the calling thread's scorer of the model."""
+        if not hasattr(self._here, "scorer"):
+            self._here.scorer = model.scorer()
+        found: Scorer = self._here.scorer
+        return found
+
+    def known(self, what: Hashable, find: Callable[[], bool]) -> bool:
+        """Return whether something is so; `find` is asked once."""
+        if what not in self._found:
+            self._found[what] = find()
+        return self._found[what]
