@@ -246,12 +246,11 @@ def _step(state: _State, rate: float) -> None:
     if not slots:
         state.optimizer.step()
         return
-    moments = ([slots[name]] for name in ("exp_avg", "exp_avg_sq"))
     beta1, beta2 = group["betas"]
     with torch.no_grad():
         adamw(
-            [vector], [vector.grad], *moments, [], [slots["step"]],  # type: ignore[list-item]
-            fused=True, foreach=False, amsgrad=False, maximize=False,
+            [vector], [state.flat.gradient], [slots["exp_avg"]],
+            [slots["exp_avg_sq"]], [], [slots["step"]], fused=True, foreach=False, amsgrad=False, maximize=False,
             lr=rate, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
 
