@@ -205,13 +205,17 @@ class FlatParameters:
     def set_gradients(self, loss: Tensor) -> None:
         """Set the gradients to those of a loss."""
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        torch.cat([g.reshape(-1) for g in gradients], out=self.gradient)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradients, as one vector."""
         assert self.vector.grad is not None
-        torch.cat([g.reshape(-1) for g in gradients], out=self.vector.grad)
+        return self.vector.grad
 
     def clip(self, norm: float) -> None:
         """Scale the gradients down to a norm if theirs is larger."""
-        gradient = self.vector.grad
-        assert gradient is not None
+        gradient = self.gradient
         gradient.mul_((norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_(max=1.0))
 
     def release(self) -> None:
