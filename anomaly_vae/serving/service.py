@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow.version import VERSION
 
 from ..detection.artifact import golden_records
@@ -38,7 +39,7 @@ from . import journal, payload
 from .flavor import CALLER_FAULTS, arguments, columns_of
 from .lane import SMALL_BODY, Answer, Asked, Lane, answer_of
 from .payload import RefusedError
-from .pulse import Pulse
+from .pulse import Pulse, Window
 from .tally import Tally
 
 Message = MutableMapping[str, Any]
@@ -98,6 +99,7 @@ class Service:
         self._ready = False
         self._lane: Lane | None = None
         self._pulse: Pulse | None = None
+        self._window: Window | None = None
         places = config.concurrency or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(places, thread_name_prefix="score")
         self._most_waiting = places + config.queue
@@ -123,6 +125,9 @@ class Service:
         self._ready = True
         assert self._detector is not None
         self._pulse = Pulse(self._detector)
+        if (profile := self._detector.profile) is not None:
+            self._window = Window(profile)
+            self.tally.compared(0, np.zeros(len(profile.columns)))
         self.tally.add("ready")
         journal.write("info", "ready", **self._facts, pid=os.getpid())
 
@@ -287,6 +292,10 @@ class Service:
         self.tally.add("flagged_rows_total", flagged)
         if self._pulse is not None and self._pulse.add(p_values):
             self._feel(self._pulse)
+        if self._window is not None and (claimed := self._window.claim()):
+            with contextlib.suppress(RuntimeError):  # the pool is closed: nobody will ask any more
+                counted = self._pool.submit(self._window.count, claimed)  # nobody waits for it
+                counted.add_done_callback(lambda done: _call(loop, lambda: self.tally.compared(*done.result())))
         return answer
 
     def _feel(self, pulse: Pulse) -> None:
@@ -313,12 +322,15 @@ class Service:
             raise ConfigError(
                 f"mc_se must be asked for at most {MOST_REFINED_ROWS:,} rows, got {len(frame):,}. Send fewer."
             )
-        watched = wanted["k"] in (None, detector.config.k)
-        asked = Asked(lambda: answer_of(columns_of(detector.score_frame(frame, **wanted)), watched=watched))
-        if small and not wanted["explain"] and wanted["fdr"] is None and wanted["mc_se"] is None:
-            asked.x = detector.encode(frame, allow_missing=wanted["allow_missing"])
-            asked.alpha, asked.k = wanted["alpha"], wanted["k"]
-        return asked
+        alpha, k = wanted["alpha"], wanted["k"]
+        watched = k in (None, detector.config.k)
+        if wanted["explain"] or wanted["fdr"] is not None or wanted["mc_se"] is not None:
+            return Asked(lambda: answer_of(columns_of(detector.score_frame(frame, **wanted)), watched=watched))
+        x = detector.encode(frame, allow_missing=wanted["allow_missing"])
+        if self._window is not None:
+            self._window.take(x.numpy())
+        alone = lambda: answer_of(columns_of(detector.score_encoded(x, alpha=alpha, k=k)), watched=watched)  # noqa: E731
+        return Asked(alone, x, alpha, k) if small else Asked(alone)
 
     def _late(self, future: Future[Any]) -> RefusedError:
         if future.cancelled():  # it never began
