@@ -89,7 +89,7 @@ def test_a_large_request_counts_as_some_rows(detector: Detector) -> None:
     assert all(part.base is None for part in window._waiting), "the request's own rows are let go"
 
 
-async def answer(service: Service, path: str, body: bytes = b"") -> tuple[int, bytes]:
+async def answer(service: Service, path: str, body: bytes = b"", media: str = "application/json") -> tuple[int, bytes]:
     """One request to the application, without a server."""
     sent: list[MutableMapping[str, Any]] = []
     arrived = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -100,7 +100,7 @@ async def answer(service: Service, path: str, body: bytes = b"") -> tuple[int, b
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", media.encode()), (b"content-length", str(len(body)).encode())]
     scope = {"type": "http", "method": "POST" if body else "GET", "path": path, "headers": headers}
     await service(scope, receive, send)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
