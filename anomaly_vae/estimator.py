@@ -30,8 +30,10 @@ from .errors import CalibrationError, ConfigError, NotFittedError, SchemaError, 
 from .models.family import IMAGE_FAMILIES, Model
 from .models.vae import VAE
 from .options import Config, ImageConfig, TrainConfig
-from .training import Epoch
+from .training import Epoch, Optimiser
 
+Elsewhere = Callable[[Schema | ImageSchema], Optimiser]
+"""Trains models of a schema in other processes; see `serving.distributed`."""
 FEWEST_ROWS = 10
 
 
@@ -65,6 +67,7 @@ def fit_detector(
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> Fit:
     """Fit a schema, train a model and calibrate it, on three disjoint parts of the rows.
 
@@ -78,6 +81,7 @@ def fit_detector(
         checkpoint: See `training.fit`.
         on_epoch: See `training.fit`.
         progress: Whether to show a progress bar.
+        elsewhere: What takes the optimiser's steps in place of this process, for example a cluster.
 
     Raises:
         SchemaError: Too few rows, or columns or cells that cannot be used.
@@ -111,6 +115,7 @@ def fit_detector(
         checkpoint=checkpoint,
         on_epoch=on_epoch,
         progress=progress,
+        optimise=None if elsewhere is None else elsewhere(schema),
     )
     detector = Detector.calibrated(schema, model, config, rows["calibration"], trained=x, held=held)
     return Fit(detector, history, split)
@@ -142,10 +147,19 @@ def _made(frame: pd.DataFrame, config: Config, train: NDArray[np.intp]) -> tuple
         torch.manual_seed(config.seed)
         if isinstance(config, ImageConfig):
             images = ImageSchema.fit(frame, size=config.height_width, rows=train)
-            return images, IMAGE_FAMILIES[config.model](images.shape, config)
+            return images, untrained(images, config)
         beside = dict.fromkeys(filter(None, (config.split_by, config.group_by)), "ignored")
         schema = Schema.fit(frame, kinds={**config.columns, **beside}, rows=train)
-        return schema, VAE(schema.modelled, config)
+        return schema, untrained(schema, config)
+
+
+def untrained(schema: Schema | ImageSchema, config: Config) -> Model:
+    """Return a model of a schema, with weights from torch's global generator."""
+    if isinstance(config, ImageConfig):
+        assert isinstance(schema, ImageSchema)
+        return IMAGE_FAMILIES[config.model](schema.shape, config)
+    assert isinstance(schema, Schema)
+    return VAE(schema.modelled, config)
 
 
 class AnomalyDetector(OutlierMixin, BaseEstimator):

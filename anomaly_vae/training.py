@@ -12,8 +12,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,21 +24,21 @@ from torch.optim.adamw import adamw
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
+from .models.batches import Batch, drawn, prior_without_themselves
 from .models.devices import resolve_device
 from .models.family import Model
 from .models.gradients import FlatParameters, written_out
-from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
+from .models.priors import EXEMPLARS, AggregatedPosterior
+from .models.team import Team
 from .models.threads import threads_worth
-from .models.vae import VAE, active_units
-from .options import FitConfig, TrainConfig
+from .models.vae import active_units
+from .options import FitConfig
 from .progress import training_progress
 
 VALIDATION_SAMPLES = 8
 VALIDATION_ROWS = 4096
 VALIDATION_BLOCK = 128
 """Validation rows looked at together on a CPU: few enough for its caches."""
-DRAWN_NUMBERS = 1 << 22
-"""Random numbers and cells that are prepared at once, for as many steps as they suffice."""
 LONGEST_EPOCH = 64_000
 """Rows of the longest epoch, unless that would be under 250 steps."""
 CHECKPOINT_SECONDS = 2.0
@@ -46,6 +46,8 @@ RowWeights = Callable[[Model, Tensor, int, Tensor | None], Tensor]
 """Weights that are found anew before each epoch: of the model as it is, the training rows (n, m), the epoch's number
 from 1 and the weights of the epoch before (None at first), the weights of the rows, (n,). It keeps no state and draws
 from no shared generator, so that a resumed run finds the same; its `repr` tells one setting from another."""
+Optimiser = Callable[..., "tuple[list[Epoch], Tensor | None]"]
+"""What takes the steps: called as `optimised`, with which it also agrees in what it does and returns."""
 REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of extreme size."
 
 
@@ -138,8 +140,9 @@ def fit(
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     progress: bool = False,
+    optimise: Optimiser | None = None,
 ) -> list[Epoch]:
-    """Train a model in place and leave it with the weights of the best validation ELBO.
+    """Train a model in place and leave it with the weights of the best validation ELBO, and with its companions.
 
     Args:
         model: Model, freshly made.
@@ -151,6 +154,7 @@ def fit(
             ends as it would have without the interruption.
         on_epoch: Called after each epoch.
         progress: Whether to show a progress bar on standard error.
+        optimise: What takes the steps; by default `optimised`, in this process.
 
     Returns:
         One `Epoch` for each, in order.
@@ -159,9 +163,55 @@ def fit(
         TrainingError: The loss became NaN or infinite, or the checkpoint is of another run.
         ConfigError: The device is not there, or all weights are 0.
     """
+    validation = validation[:VALIDATION_ROWS]
+    history, found = (optimise or optimised)(
+        model, x, validation=validation, config=config, weights=weights, checkpoint=checkpoint, on_epoch=on_epoch,
+        progress=progress,
+    )  # fmt: skip
+    model.eval()
+    x, validation = x.to(next(model.parameters()).device), validation.to(next(model.parameters()).device)
+    model.accompany(x, held=validation, config=config, weights=found)  # type: ignore[arg-type]
+    _warn_of_collapse(history)
+    return history
+
+
+def optimised(
+    model: Model,
+    x: Tensor,
+    *,
+    validation: Tensor,
+    config: FitConfig,
+    weights: Tensor | RowWeights | None = None,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool = False,
+    team: Team | None = None,
+) -> tuple[list[Epoch], Tensor | None]:
+    """Take the steps of `fit`; return the epochs and the weights of the rows, (n,), as they were last.
+
+    Args:
+        model: See `fit`, also for the others.
+        x: Training rows, (n, m).
+        validation: Validation rows, (v, m).
+        config: Settings.
+        weights: Of the rows.
+        checkpoint: A team's is read by all of its processes and written by the first.
+        on_epoch: Called after each epoch.
+        progress: Whether to show a progress bar.
+        team: Processes that share the rows of every batch. Each is to be given the same of everything, and ends with
+            the same model.
+
+    Raises:
+        ConfigError: See `fit`; or a batch has fewer rows than the team has processes.
+    """
     device = resolve_device(config.device)
     model.to(device).train()
-    x, validation = x.to(device), validation[:VALIDATION_ROWS].to(device)
+    x, validation = x.to(device), validation.to(device)
+    if team is not None and min(config.batch_size, len(x)) < team.size:
+        raise ConfigError(
+            f"a batch must have a row for each of {team.size} processes, got {min(config.batch_size, len(x))}. "
+            "Raise batch_size, or use fewer processes."
+        )
     plan, rows = _Plan.of(len(x), config), _Rows(x, validation)
     state = _State.fresh(model, config, _normalised(weights, x) if isinstance(weights, Tensor) else None)
     fingerprint = _fingerprint(rows, config, weights if callable(weights) else state.weights) if checkpoint else ""
@@ -176,23 +226,23 @@ def fit(
         while not _finished(state.history, plan.epochs, config, early=len(validation) > 0):
             if callable(weights):
                 state.weights = _normalised(weights(model, x, len(state.history) + 1, state.weights), x)
-            sums = _run_epoch(state, rows, config, plan)
+            sums = _run_epoch(state, rows, config, plan, team)
             epoch = _summary(state, sums, rows, config, plan, earlier + time.perf_counter() - start)
+            if team is not None:
+                epoch = replace(epoch, validation_elbo=team.as_first(epoch.validation_elbo))
             if epoch.validation_elbo >= max((e.validation_elbo for e in state.history), default=-math.inf):
                 state.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
             state.history.append(epoch)
-            if checkpoint and (time.perf_counter() - saved > CHECKPOINT_SECONDS or len(state.history) == 1):
-                _save(state, checkpoint, fingerprint)
+            written = checkpoint if team is None or team.rank == 0 else None
+            if written and (time.perf_counter() - saved > CHECKPOINT_SECONDS or len(state.history) == 1):
+                _save(state, written, fingerprint)
                 saved = time.perf_counter()
             advance(epoch)
             if on_epoch:
                 on_epoch(epoch)
     state.flat.release()
     model.load_state_dict(state.best)
-    model.eval()
-    model.accompany(x, held=validation, config=config, weights=state.weights)  # type: ignore[arg-type]
-    _warn_of_collapse(state.history)
-    return state.history
+    return state.history, state.weights
 
 
 def _normalised(weights: Tensor, x: Tensor) -> Tensor:
@@ -213,7 +263,7 @@ def _warn_of_collapse(history: list[Epoch]) -> None:
         )
 
 
-def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Tensor:
+def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan, team: Team | None) -> Tensor:
     """Take the steps of one epoch; return the means of (loss, ELBO, KL, reconstruction)."""
     model, generator, x, n = state.model, state.generator, rows.train, len(rows.train)
     first = len(state.history) * plan.steps_per_epoch
@@ -221,21 +271,27 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan) -> Te
     size = min(config.batch_size, n)
     passes = math.ceil(steps * size / n)
     order = torch.cat([torch.randperm(n, generator=generator, device=x.device) for _ in range(passes)])
-    batches = _drawn(model, x, order[: steps * size].split(size), config, generator)
+    batches = drawn(model, x, order[: steps * size].split(size), config, generator)
     facts: list[tuple[Tensor, Tensor, Tensor]] = []
     gradient = written_out(model, config.objective)
+    mine = slice(None) if team is None else team.rows_of(size)
     for i in range(steps):
         beta, rate = schedule(first + i, plan.steps, config)
-        batch = next(batches)
+        batch = next(batches) if team is None else next(batches).part(mine)
         weights = None if state.weights is None else state.weights[batch.chosen]
         if gradient is not None:
             facts.append(gradient(*batch.seen, beta=beta, weights=weights))
         else:
             facts.append(_autograd_step(state, x, batch, weights, beta, config))
+        if team is not None:
+            team.average(state.flat.gradient, mine, size)
         state.flat.clip(config.clip_norm)
         _step(state, rate)
     loss, kl, reconstruction = (torch.stack(part).mean() for part in zip(*facts, strict=True))
-    return torch.stack([loss, reconstruction - kl, kl, reconstruction])
+    means = torch.stack([loss, reconstruction - kl, kl, reconstruction])
+    if team is not None:
+        team.average(means, mine, size)
+    return means
 
 
 def _step(state: _State, rate: float) -> None:
@@ -256,11 +312,11 @@ def _step(state: _State, rate: float) -> None:
 
 
 def _autograd_step(
-    state: _State, x: Tensor, batch: _Batch, weights: Tensor | None, beta: float, config: FitConfig
+    state: _State, x: Tensor, batch: Batch, weights: Tensor | None, beta: float, config: FitConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Set the gradients of a batch's loss; return the loss, the KL and the reconstruction of each row, (b,)."""
     model = state.model
-    prior = _prior_without_themselves(model, x, batch.chosen, state.generator)
+    prior = prior_without_themselves(model, x, batch.chosen, state.generator)
     t = bounds.terms(model, batch.rows, batch.noise, posterior=model.encoded(batch.entered), prior=prior)
     kl, reconstruction = bounds.kl(t), bounds.reconstruction(t)
     if config.objective == "iwae":
@@ -270,65 +326,6 @@ def _autograd_step(
     loss = -(objective if weights is None else objective * weights)
     state.flat.set_gradients(loss.mean())
     return loss.detach(), kl.detach(), reconstruction.detach()
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What a step trains on: which rows (b,), the rows (b, m), the same as the gradient wants them, its noise."""
-
-    chosen: Tensor
-    rows: Tensor
-    filled: Tensor
-    observed: Tensor
-    entered: Tensor
-    noise: Tensor
-
-    @property
-    def seen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows without gaps (b, m), which cells are no gaps (b, m), encoder's input (b, d), noise (k, b, l)."""
-        return self.filled, self.observed, self.entered, self.noise
-
-
-def _drawn(
-    model: Model, x: Tensor, batches: Sequence[Tensor], config: FitConfig, generator: torch.Generator
-) -> Iterator[_Batch]:
-    """Yield the batches with their random parts, drawn for many steps at once, which costs far less than each alone."""
-    size, k = len(batches[0]), config.train_k
-    width = model.input.width if isinstance(model, VAE) else model.columns
-    at_once = max(1, DRAWN_NUMBERS // (size * (x.shape[1] + width + k * model.latent)))
-    for first in range(0, len(batches), at_once):
-        some = batches[first : first + at_once]
-        chosen = torch.cat(list(some))
-        noise = torch.randn(len(some), k, size, model.latent, generator=generator, device=x.device)
-        rows = x[chosen]
-        if isinstance(config, TrainConfig):
-            rows = _with_hidden_cells(rows, config.hide, generator)
-        entered = model.input(rows)
-        if config.input_noise:
-            entered = entered + config.input_noise * torch.randn(entered.shape, generator=generator, device=x.device)
-        parts = (rows, rows.nan_to_num(0.0), (~rows.isnan()).to(x.dtype), entered)
-        for part in zip(some, *(p.split(size) for p in parts), noise, strict=True):
-            yield _Batch(*part)
-
-
-def _prior_without_themselves(
-    model: Model, x: Tensor, chosen: Tensor, generator: torch.Generator
-) -> GaussianMixture | None:
-    """Return the aggregated posterior of exemplars drawn for this step, without the row itself; None if it is fixed."""
-    if not isinstance(model.prior, AggregatedPosterior):
-        return None
-    drawn = torch.randint(len(x), (EXEMPLARS,), generator=generator, device=x.device)
-    exemplars = drawn if len(x) > EXEMPLARS else torch.arange(len(x), device=x.device)
-    return model.prior.around(model.posterior(x[exemplars]), chosen[:, None] == exemplars)
-
-
-def _with_hidden_cells(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Return the rows (n, m) with cells made missing in half of them, so that the encoder knows both kinds of row."""
-    if share == 0:
-        return batch
-    chance = 2 * share * (torch.rand(len(batch), 1, generator=generator, device=batch.device) < 0.5)
-    hidden = torch.rand(batch.shape, generator=generator, device=batch.device) < chance
-    return batch.masked_fill(hidden, torch.nan)
 
 
 def schedule(step: int, total: int, config: FitConfig) -> tuple[float, float]:

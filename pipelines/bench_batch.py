@@ -3,8 +3,12 @@
 The parts are made up, so many rows of ten columns; a job over a quarter of them, one over half and one over all. Beside
 each, in turns, as many processes as the job has score the same rows from memory at the same time: the ceiling.
 
+With --spark instead: the same job by the local engine and by Spark with as many of this machine's cores, in turns;
+Spark's first job has the start of its session and workers in it. Outputs must be the same to the last bit.
+
 Example:
     python pipelines/bench_batch.py --rows 1000000 --processes 2
+    python pipelines/bench_batch.py --rows 200000 --processes 2 --spark
 """
 
 from __future__ import annotations
@@ -177,6 +181,42 @@ def measure(folder: Path, *, rows: int, part_rows: int, processes: int, steps: i
     return sheet
 
 
+def beside_spark(folder: Path, *, rows: int, part_rows: int, processes: int, steps: int, k: int | None) -> Sheet:
+    """Score all rows by either engine in turns, twice, and check that they wrote the same."""
+    try:
+        from anomaly_vae.serving.spark import score_on_spark, session
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"--spark must have pyspark, got no module {error.name!r}.") from error
+    detector = fit_detector(made_up(20_000, seed=0), TrainConfig(steps=steps, device="cpu")).detector
+    parts = write_parts(folder / "parts", rows, part_rows)
+    sheet = Sheet(
+        f"{rows:,} rows of 10 columns in {len(parts)} parts, {processes} processes, k = {k or detector.config.k}",
+        ("engine", "job", "seconds", "rows/s"),
+    )
+    spark, written = None, []
+    try:
+        for job in ("first", "second"):
+            for engine in ("local", "spark"):
+                output, start = folder / f"{engine}-{job}", time.perf_counter()
+                if engine == "local":
+                    score_folder(detector, folder / "parts", output, BatchConfig(processes=processes, k=k))
+                else:
+                    spark = spark or session(f"local[{processes}]")
+                    score_on_spark(detector, folder / "parts", output, BatchConfig(k=k))
+                seconds = time.perf_counter() - start
+                sheet.rows.append((engine, job, f"{seconds:.1f}", f"{rows / seconds:,.0f}"))
+                written.append([pq.read_table(path) for path in sorted(output.glob("*.parquet"))])
+    finally:
+        if spark is not None:
+            spark.stop()
+    if not all(tables == written[0] for tables in written):
+        raise click.ClickException("the engines wrote different scores.")
+    sheet.notes.append(
+        "Seconds are from the call to the end, the start of processes in them. All outputs are the same."
+    )
+    return sheet
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rows", type=click.IntRange(min=4), default=200_000, show_default=True, help="Rows of the largest job.")
 @click.option(
@@ -186,6 +226,7 @@ def measure(folder: Path, *, rows: int, part_rows: int, processes: int, steps: i
 @click.option("--steps", type=int, default=500, show_default=True, help="Of training the model.")
 @click.option("--k", type=int, help="Posterior samples per row.  [default: the model's]")
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Where to write; must not exist.")
+@click.option("--spark", is_flag=True, help="Compare with Spark on this machine instead of with scoring in memory.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Also write the table here.")
 def main(
     rows: int,
@@ -194,6 +235,7 @@ def main(
     steps: int,
     k: int | None,
     folder: Path | None,
+    spark: bool,
     markdown: Path | None,
 ) -> None:
     """Score made-up Parquet parts in a stream and print what it costs."""
@@ -203,7 +245,8 @@ def main(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
             folder.mkdir(parents=True)
-        sheet = measure(folder, rows=rows, part_rows=part_rows, processes=processes, steps=steps, k=k)
+        measured = beside_spark if spark else measure
+        sheet = measured(folder, rows=rows, part_rows=part_rows, processes=processes, steps=steps, k=k)
     sheet.notes.append(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     sheet.show(Console())
     if markdown is not None:

@@ -24,10 +24,11 @@ from .shell import as_json, options_of, print_json
 @options_of(AuditConfig)
 @click.option("--out", type=click.Path(), metavar="FILE", help="Where to write all figures: .json, or a page, .html.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+@click.option("--log/--no-log", default=True, show_default=True, help="Record a run in MLflow, of a registered model.")
 @as_json
 def audit(
     model_uri: str, input: str, groups: tuple[str, ...], label: str | None, by: str | None, out: str | None,
-    overwrite: bool, as_json: bool, **given: Any,
+    overwrite: bool, log: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Say in plain sentences whom a detector flags among the rows of INPUT, and which parts of INPUT are thin.
 
@@ -53,8 +54,9 @@ def audit(
         )  # fmt: skip
     if out is not None:
         auditing.write_report(found, out)
+    run_id = auditing.log_audit(found, model.detector, config, groups=groups, label=label, by=by) if log else None
     if as_json:
-        print_json(found.to_dict())
+        print_json({**found.to_dict(), "run_id": run_id})
         return
     click.echo(terminal.audit_lines(found.audit, found.examples))
     if found.unreadable:

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ConfigError
-from ..options import ImageConfig, TrainConfig
+from ..options import ENGINES, ImageConfig, TrainConfig
 from ..reporting import terminal
 from .shell import as_json, column_of, print_json, registered_facts, short, tell_unreadable, without
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..estimator import Elsewhere
 
 EXPLAINED_COLUMNS = 8
 
@@ -34,6 +37,11 @@ EXPLAINED_COLUMNS = 8
 @click.option("--config", type=click.Path(), metavar="FILE.toml", help="Settings and declared columns (see `schema`).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--seed", type=int, help="Seed of split, weights, batches and noise.")
+@click.option("--engine", type=click.Choice(ENGINES), default="local", help="Where to train.")
+@click.option("--master", metavar="URL", help="Of Spark: the cluster.  [default: local[*]]")
+@click.option(
+    "--processes", type=click.IntRange(min=1), help="Of Spark: processes that share every batch.  [default: 2]"
+)
 @as_json
 def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     """Train a detector on DATA and register it.
@@ -50,11 +58,13 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
       anomaly-vae train normal.csv --name pumps --set latent=8
       anomaly-vae train normal.csv --name pumps --split-by measured_at
       anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
+      anomaly-vae train normal.parquet --name pumps --engine spark --master spark://host:7077 --processes 4
     """
     from ..data.rows import labels
     from ..serving import streams, tracking
 
     tracking.check_name(name)
+    trainers = _trainers(given["engine"], given["master"], given["processes"])
     kind: type[TrainConfig] | type[ImageConfig] = ImageConfig if streams.holds_images(data) else TrainConfig
     config = kind.from_toml(given["config"]) if given["config"] else kind()
     seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
@@ -79,6 +89,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         config = TrainConfig.from_mapping({**config.to_dict(), "columns": kinds})
     tell_unreadable(read.errors)
     checkpoint = tracking.checkpoint_path(name, frame, config, truth)
+    elsewhere = None if trainers is None else trainers(checkpoint.parent)
     if checkpoint.exists():
         click.echo("Resuming the training that was interrupted.", err=True)
     try:
@@ -90,6 +101,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
             source=str(Path(data).absolute()),
             checkpoint=checkpoint,
             progress=sys.stderr.isatty(),
+            elsewhere=elsewhere,
         )
     except KeyboardInterrupt:
         if checkpoint.exists():
@@ -104,6 +116,22 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         click.echo(terminal.ranking_lines(made.ranking))
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
+
+
+def _trainers(engine: str, master: str | None, processes: int | None) -> Callable[[Path], Elsewhere] | None:
+    """Return what trains in place of this process, given a folder to share, if anything does."""
+    if engine == "local":
+        for option, value in (("--master", master), ("--processes", processes)):
+            if value is not None:
+                raise ConfigError(f"{option} must go with --engine spark, got --engine local. Name the engine.")
+        return None
+    try:
+        from ..serving.spark import Trainers
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--engine spark must have pyspark, got no module {error.name!r}. Install anomaly-vae[spark] and Java."
+        ) from error
+    return lambda folder: Trainers(processes or 2, folder, master)
 
 
 @click.command(short_help="Say why the strangest rows are strange.")

@@ -20,19 +20,21 @@ from .shell import as_json, options_of, print_json
 def serve(model_uri: str, **given: Any) -> None:
     """Answer scoring requests over HTTP until stopped: the formats and answers of `mlflow models serve`, with limits.
 
+    A resampler that `resample --name` has registered answers with a weight for each row.
+
     \b
     Example:
       anomaly-vae serve models:/pumps@champion --port 5001
       curl http://127.0.0.1:5001/invocations -H 'Content-Type: text/csv' --data-binary @today.csv
     """
     config = ServeConfig.from_mapping(given)
-    from ..serving import server, tracking
+    from ..serving import server, weights
 
     bound = server.listening(config.host, config.port)
-    model = tracking.load(model_uri)  # a model that cannot be loaded is better refused here than in every worker
+    model, uri = weights.load(model_uri)  # a model that cannot be loaded is better refused here than in every worker
     if sys.stderr.isatty():
-        click.echo(f"Serving {model.uri} at http://{config.host}:{config.port}/invocations; Ctrl-C stops it.", err=True)
-    server.serve(model.detector, model.uri, config, bound)
+        click.echo(f"Serving {uri} at http://{config.host}:{config.port}/invocations; Ctrl-C stops it.", err=True)
+    server.serve(model, uri, config, bound)
 
 
 @click.command(short_help="Print what the columns were taken for, as TOML.")

@@ -239,6 +239,33 @@ def stability_index(before: ArrayLike, now: ArrayLike) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
+def stability_indices(trained: Profile, seen: Profile) -> NDArray[np.float64]:
+    """Return the population stability index of each column, (m,), missing cells being a bin of their own.
+
+    Observed cells are in at most `PSI_BINS` bins, of categories the most common in training and one for all others, so
+    that columns of many categories are not noisier: undisturbed, n rows have about `PSI_BINS` / n.
+
+    Args:
+        trained: Profile of the training rows.
+        seen: Profile of the new rows, in the same bins.
+    """
+    return np.array([_index_of(a, b) for a, b in zip(trained.columns, seen.columns, strict=True)])
+
+
+def _index_of(before: ColumnProfile, now: ColumnProfile) -> float:
+    groups = _commonest(before.counts) if len(before.bin_of) else _tenths(before.counts)
+    counts = [np.append(np.bincount(groups, weights=c.counts), c.missing) for c in (before, now)]
+    some = counts[0] + counts[1] > 0
+    return stability_index(counts[0][some], counts[1][some])
+
+
+def _commonest(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a group for each category: the most common ones have theirs, all others share the last."""
+    rank = np.empty(len(counts), dtype=np.int64)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    return np.minimum(rank, PSI_BINS - 1)
+
+
 def _compared(before: ColumnProfile, now: ColumnProfile) -> ColumnDrift:
     test, statistic, p_value, psi, largest = "", 0.0, 1.0, 0.0, (0, 0.0, 0.0)
     if before.observed and now.observed:

@@ -1,15 +1,20 @@
-"""A file audited by a registered detector: whom it flags, and which parts of the data are thin."""
+"""A file audited by a registered detector: whom it flags, and which parts of the data are thin; a run that says so."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -28,7 +33,9 @@ from ..reporting import report as page
 from ..reporting.findings import audit_section
 from ..reporting.parts import facts as named_facts
 from ..reporting.parts import section
+from . import tracking
 from .outputs import appearing, check_output
+from .resampling import digest_of_files
 from .streams import beyond, group_names, stream
 
 
@@ -43,6 +50,7 @@ class Audited:
         files: Names of images, by position, (n,); None for a table. Regions name rows by position.
         unreadable: Images that could not be read.
         seconds: Wall time.
+        data_digest: SHA-256 of the data, as a resampling of them has it.
     """
 
     audit: Audit
@@ -51,6 +59,7 @@ class Audited:
     files: NDArray[np.object_] | None = None
     unreadable: int = 0
     seconds: float = 0.0
+    data_digest: str = ""
 
     def examples(self, positions: Sequence[int]) -> list[str]:
         """Return what rows at these positions are called: their number, or the image's file."""
@@ -62,8 +71,19 @@ class Audited:
         if found["coverage"] and self.files is not None:
             for region in (*found["coverage"]["regions"], *found["coverage"]["rarest"]):
                 region["files"] = self.examples(region["examples"])
-        facts = {"model": self.model, "source": self.source, "unreadable": self.unreadable, "seconds": self.seconds}
-        return {**facts, **found}
+        names = ("model", "source", "data_digest", "unreadable", "seconds")
+        return {**{name: getattr(self, name) for name in names}, **found}
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures that are worth following from audit to audit, by name."""
+        found = self.audit
+        out = {"rows": float(found.rows), "findings": float(len(found.findings)), "groups": float(len(found.groups))}
+        if found.coverage is not None:
+            out |= {"evenness": found.coverage.evenness, "thin_cells": float(found.coverage.thin)}
+        for gap in found.gaps:
+            of = re.sub(r"[^A-Za-z0-9_-]", "_", gap.column)
+            out |= {f"{gap.measure}/{of}/difference": gap.difference, f"{gap.measure}/{of}/ratio": gap.ratio}
+        return {name: value for name, value in out.items() if np.isfinite(value)}
 
 
 def audit_file(
@@ -104,13 +124,16 @@ def audit_file(
     if groups:
         detector.threshold(config.alpha)  # without p-values there is nothing to compare
     data = stream(source, schema, key=() if images else unknown, label=classes[0] if classes else None)
-    codes, p_values, kept, done = [], [], [], 0
+    codes, p_values, kept, done, digest = [], [], [], 0, hashlib.sha256()
     for frame in data.frames:
         absent = [name for name in named if name not in frame.columns]
         if absent:
             shown = ", ".join(repr(str(name)) for name in frame.columns[:8])
             raise SchemaError(f"a named column must be in the table, got {absent[0]!r}. It has {shown}.")
         rows = frame[[name for name in frame.columns if name in schema.names]]
+        if images:
+            for cell in frame[schema.names[0]]:
+                digest.update(np.asarray(cell).tobytes())
         x = detector.encode(rows)
         codes.append(posteriors(detector.model, x)[0])
         if detector.calibration.rows:
@@ -139,7 +162,55 @@ def audit_file(
     return Audited(
         audit=found, model=model_uri, source=str(source), files=whole[FILE].to_numpy(dtype=object) if images else None,
         unreadable=len(data.errors), seconds=time.perf_counter() - started,
+        data_digest=digest.hexdigest() if images else digest_of_files(source),
     )  # fmt: skip
+
+
+def log_audit(
+    audited: Audited,
+    detector: Detector,
+    config: AuditConfig,
+    *,
+    groups: Sequence[str] = (),
+    label: str | None = None,
+    by: str | None = None,
+) -> str | None:
+    """Record an audit as a run of the model's experiment, and return the run's id; None for a mere folder.
+
+    Its lineage is in tags and in the run's data set; its figures are metrics, `audit.json` and the page `report.html`.
+
+    Args:
+        audited: What was found.
+        detector: Whom it was found of.
+        config: Settings.
+        groups: As for `audit_file`, also the others.
+        label: Column of labels.
+        by: Column of groups that the detector is calibrated by.
+    """
+    try:
+        name = tracking.registry_name(audited.model)
+    except ConfigError:
+        return None
+    with tracking.quiet(), tracking.tracked_run(name) as run_id:
+        mlflow.set_tags({
+            "anomaly_vae.audited": redacted(audited.model),
+            "anomaly_vae.detector_digest": detector.digest,
+            "anomaly_vae.data_digest": audited.data_digest,
+        })  # fmt: skip
+        named = {"groups": json.dumps(list(groups)), "label": label or "", "by": by or ""}
+        mlflow.log_params({f"audit.{key}": value for key, value in {**config.to_dict(), **named}.items()})
+        mlflow.log_metrics(audited.metrics())
+        mlflow.log_dict(audited.to_dict() | {"source": redacted(audited.source)}, "audit.json")
+        with tempfile.TemporaryDirectory(prefix="anomaly-vae-") as folder:
+            _page(Path(folder) / "report.html", audited)
+            mlflow.log_artifacts(folder)
+        described = pd.DataFrame({"rows": [float(audited.audit.rows)]})
+        source = redacted(str(Path(audited.source).absolute()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a note that a source may be read in several ways
+            data = mlflow.data.from_pandas(described, source=source, name="data", digest=audited.data_digest[:16])
+            mlflow.log_input(data, context="audit")
+        return run_id
 
 
 def _json(path: Path, audited: Audited) -> None:

@@ -83,7 +83,7 @@ def media_type(content_type: str | None, content_encoding: str | None = None) ->
 
 
 def read(
-    body: bytes, media: str, schema: Schema | ImageSchema, *, max_rows: int
+    body: bytes, media: str, schema: Schema | ImageSchema, *, max_rows: int, also: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return a request's rows, and its parameters.
 
@@ -92,17 +92,21 @@ def read(
         media: `JSON`, `CSV` or `PARQUET`; the last two carry no parameters.
         schema: The model's.
         max_rows: Rows at most.
+        also: Columns that the schema does not know and the caller wants as they came.
 
     Raises:
         RefusedError: The bytes are not what the media type says, or there are no rows or too many.
         SchemaError: The rows cannot be those of the schema.
     """
+    wanted, params = tuple(dict.fromkeys((*schema.names, *also))), dict[str, Any]()
     if media == JSON:
         kind, value, params = _opened(strict_json(body))
-        frame = _frame(kind, value, schema, max_rows)
+        given = _given(kind, value, schema, wanted, max_rows)
     else:
-        table = _csv(body, schema, max_rows) if media == CSV else _parquet(body, schema, max_rows)
-        frame, params = request_frame(table, schema), {}
+        given = _csv(body, max_rows) if media == CSV else _parquet(body, wanted, max_rows)
+    frame = request_frame(given, schema)
+    if isinstance(given, pd.DataFrame):
+        frame = frame.assign(**{name: given[name] for name in also if name in given and name not in frame})
     if not len(frame):
         raise RefusedError("a request must have rows, got none. Send at least one.")
     return frame, params
@@ -200,19 +204,19 @@ def _opened(parsed: Any) -> tuple[str, Any, dict[str, Any]]:
     return kinds[0], parsed[kinds[0]], params or {}
 
 
-def _frame(kind: str, value: Any, schema: Schema | ImageSchema, max_rows: int) -> pd.DataFrame:
+def _given(kind: str, value: Any, schema: Schema | ImageSchema, wanted: Sequence[str], max_rows: int) -> Any:
+    """Return the rows of a JSON request: a table, or images as they came."""
     records = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-    if kind in ("inputs", "instances") and isinstance(schema, ImageSchema) and not records:
+    more = len(wanted) > len(schema.names)
+    if kind in ("inputs", "instances") and isinstance(schema, ImageSchema) and not records and not more:
         values = value.get(schema.column) if isinstance(value, dict) else value
         _refuse_rows(len(values) if isinstance(values, list) else 1, max_rows)
-        return request_frame(value, schema)
+        return value
     if kind == "dataframe_split":
-        columns = _of_split(value, schema.names, max_rows)
-    elif kind == "dataframe_records" or records:
-        columns = _of_records(value, schema.names, max_rows)
-    else:
-        columns = _of_columns(value, schema.names, max_rows)
-    return request_frame(pd.DataFrame(columns), schema)
+        return pd.DataFrame(_of_split(value, wanted, max_rows))
+    if kind == "dataframe_records" or records:
+        return pd.DataFrame(_of_records(value, wanted, max_rows))
+    return pd.DataFrame(_of_columns(value, wanted, max_rows))
 
 
 def _of_split(value: Any, wanted: Sequence[str], max_rows: int) -> dict[str, list[Any]]:
@@ -278,7 +282,7 @@ def _with_extras(
     return {**found, **{name: [None] * rows for name in extras}}
 
 
-def _csv(body: bytes, schema: Schema | ImageSchema, max_rows: int) -> pd.DataFrame:
+def _csv(body: bytes, max_rows: int) -> pd.DataFrame:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -309,7 +313,7 @@ def _csv(body: bytes, schema: Schema | ImageSchema, max_rows: int) -> pd.DataFra
     return frame
 
 
-def _parquet(body: bytes, schema: Schema | ImageSchema, max_rows: int) -> pd.DataFrame:
+def _parquet(body: bytes, wanted: Sequence[str], max_rows: int) -> pd.DataFrame:
     most = PARQUET_SWELLING * max(len(body), 1 << 20)
     try:
         with pq.ParquetFile(pa.BufferReader(body), thrift_string_size_limit=1 << 24) as file:
@@ -317,7 +321,7 @@ def _parquet(body: bytes, schema: Schema | ImageSchema, max_rows: int) -> pd.Dat
             _refuse_columns(facts.num_columns)
             _refuse_rows(facts.num_rows, max_rows)
             _refuse_twice(names)
-            present = [name for name in schema.names if name in names]
+            present = [name for name in wanted if name in names]
             size = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
             if size > most:
                 raise _too_many(f"a Parquet file must unpack to at most {most >> 20} MiB", f"{size >> 20} MiB")
@@ -336,7 +340,7 @@ def _parquet(body: bytes, schema: Schema | ImageSchema, max_rows: int) -> pd.Dat
     if not tables:
         return pd.DataFrame(columns=present)
     frame = pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
-    return frame if len(present) == len(schema.names) else frame.assign(**dict.fromkeys(extras))
+    return frame if len(present) == len(wanted) else frame.assign(**dict.fromkeys(extras))
 
 
 def _refuse_rows(rows: int, most: int) -> None:

@@ -147,7 +147,7 @@ def resample_file(
     chosen = select(weighing.weights, mode=config.mode, size=config.size, share=config.ess, seed=config.seed)
     copies = np.bincount(chosen, minlength=len(weighing.weights))
     report = dataclasses.replace(weighing.report, mode=config.mode, rows_out=len(chosen))
-    digest = found.digest or _digest_of_files(source)
+    digest = found.digest or digest_of_files(source)
     facts: dict[str, Any] = {
         "kind": MARK, "model": redacted(model_uri), "detector": detector.digest, "resampler": model.digest,
         "source": redacted(str(source)), "data_digest": digest, "label": label,
@@ -381,7 +381,8 @@ def _is_output(file: Path, report: Path) -> bool:
         return False
 
 
-def _digest_of_files(source: str | Path) -> str:
+def digest_of_files(source: str | Path) -> str:
+    """Return the SHA-256 of a table's files, names and content."""
     digest = hashlib.sha256()
     for file in table_files(source):
         digest.update(f"{file.name}:{_sha256(file)}\n".encode())

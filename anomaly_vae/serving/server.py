@@ -18,12 +18,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
-from ..detection.detector import Detector
 from ..errors import ConfigError
 from ..options import ServeConfig
 from .journal import LOG_CONFIG
 from .service import LINGER_SECONDS, Service, make
 from .tally import Tally
+from .weights import Served
 
 MOST_CONNECTIONS = 1000
 LONGEST_HEAD = 1 << 16
@@ -105,11 +105,11 @@ def listening(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(detector: Detector, uri: str, config: ServeConfig, bound: socket.socket) -> None:
+def serve(model: Served, uri: str, config: ServeConfig, bound: socket.socket) -> None:
     """Answer requests until told to stop by SIGTERM or SIGINT, and then finish those that are being answered.
 
     Args:
-        detector: The model.
+        model: The model.
         uri: Its URI, with its alias resolved: all workers must serve the same version.
         config: Where to listen, and the bounds.
         bound: The socket; see `listening`.
@@ -117,7 +117,7 @@ def serve(detector: Detector, uri: str, config: ServeConfig, bound: socket.socke
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote cells
         if config.workers == 1:
-            service = Service(lambda: (detector, uri), config, Tally())
+            service = Service(lambda: (model, uri), config, Tally())
             uvicorn.Server(_settings(config, service)).run(sockets=[bound])
             return
         with tempfile.TemporaryDirectory(prefix="anomaly-vae-") as folder:

@@ -1,4 +1,4 @@
-"""A detector behind HTTP: MLflow's request formats and answers, with bounds on all that a request can cost.
+"""A detector, or a resampler, behind HTTP: MLflow's formats, with bounds on all that a request can cost.
 
 =============  =======================================================================================
 /invocations   POST rows, get scores; see `payload` for the formats
@@ -28,18 +28,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow.version import VERSION
 
-from ..detection.artifact import golden_records
 from ..detection.detector import Detector
 from ..errors import AnomalyVaeError, CalibrationError, ConfigError, SchemaError
 from ..options import ServeConfig
-from . import journal, payload
+from . import journal, payload, weights
 from .flavor import CALLER_FAULTS, arguments, columns_of
 from .lane import SMALL_BODY, Answer, Asked, Lane, answer_of
 from .payload import RefusedError
-from .pulse import Pulse
+from .pulse import Pulse, Window
 from .tally import Tally
+from .weights import Served
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -82,22 +83,23 @@ class _Exchange:
 
 
 class Service:
-    """An ASGI application that answers with one detector.
+    """An ASGI application that answers with one detector or resampler.
 
     Args:
-        load: Gives the detector and the URI to name it by; called once, in a thread, before the first request.
+        load: Gives the model and the URI to name it by; called once, in a thread, before the first request.
         config: Bounds.
         tally: Where to count.
     """
 
-    def __init__(self, load: Callable[[], tuple[Detector, str]], config: ServeConfig, tally: Tally) -> None:
+    def __init__(self, load: Callable[[], tuple[Served, str]], config: ServeConfig, tally: Tally) -> None:
         self.config, self.tally = config, tally
         self._load = load
-        self._detector: Detector | None = None
+        self._model: Served | None = None
         self._facts: dict[str, str] = {}
         self._ready = False
         self._lane: Lane | None = None
         self._pulse: Pulse | None = None
+        self._window: Window | None = None
         places = config.concurrency or min(4, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(places, thread_name_prefix="score")
         self._most_waiting = places + config.queue
@@ -121,8 +123,11 @@ class Service:
         """
         await asyncio.get_running_loop().run_in_executor(self._pool, self._prepare)
         self._ready = True
-        assert self._detector is not None
-        self._pulse = Pulse(self._detector)
+        if isinstance(self._model, Detector):
+            self._pulse = Pulse(self._model)
+            if (profile := self._model.profile) is not None:
+                self._window = Window(profile)
+                self.tally.compared(0, np.zeros(len(profile.columns)))
         self.tally.add("ready")
         journal.write("info", "ready", **self._facts, pid=os.getpid())
 
@@ -136,13 +141,13 @@ class Service:
         self._pool.shutdown(wait=False)
 
     def _prepare(self) -> None:
-        detector, uri = self._load()
-        self._facts = {"digest": detector.digest}
+        model, uri = self._load()
+        self._facts = {"digest": model.digest}
         if uri.startswith(("models:", "runs:")):  # a path would tell about this machine
             self._facts["uri"] = uri
-        self._detector, self._lane = detector, Lane(detector, self._pool)
+        self._model, self._lane = model, Lane(model if isinstance(model, Detector) else model.detector, self._pool)
         with contextlib.suppress(CalibrationError):  # such a model answers, if asked for an alpha that it can promise
-            self._score(json.dumps({"dataframe_records": golden_records(detector)}).encode(), payload.JSON)
+            self._score(json.dumps({"dataframe_records": weights.example_records(model)}).encode(), payload.JSON)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -178,8 +183,8 @@ class Service:
     async def _probe(self, exchange: _Exchange, receive: Receive, send: Send) -> None:
         exchange.read = True  # whatever body a probe has is not waited for
         answers: dict[str, Callable[[], tuple[int, str, str]]] = {
-            "/ping": lambda: (200 if self._detector else 503, "\n", JSON_TYPE),
-            "/health": lambda: (200 if self._detector else 503, "\n", JSON_TYPE),
+            "/ping": lambda: (200 if self._model else 503, "\n", JSON_TYPE),
+            "/health": lambda: (200 if self._model else 503, "\n", JSON_TYPE),
             "/ready": lambda: (200 if self._ready else 503, "\n", JSON_TYPE),
             "/version": lambda: (200, VERSION, JSON_TYPE),
             "/metrics": self._metrics,
@@ -287,6 +292,10 @@ class Service:
         self.tally.add("flagged_rows_total", flagged)
         if self._pulse is not None and self._pulse.add(p_values):
             self._feel(self._pulse)
+        if self._window is not None and (claimed := self._window.claim()):
+            with contextlib.suppress(RuntimeError):  # the pool is closed: nobody will ask any more
+                counted = self._pool.submit(self._window.count, claimed)  # nobody waits for it
+                counted.add_done_callback(lambda done: _call(loop, lambda: self.tally.compared(*done.result())))
         return answer
 
     def _feel(self, pulse: Pulse) -> None:
@@ -305,20 +314,25 @@ class Service:
 
     def _read(self, body: bytes, media: str, *, small: bool = False) -> Asked:
         """Return what a request asks for; runs in a thread."""
-        detector = self._detector
+        detector = self._model
         assert detector is not None
+        if not isinstance(detector, Detector):
+            return weights.asked(detector, body, media, max_rows=self.config.max_rows)
         frame, params = payload.read(body, media, detector.schema, max_rows=self.config.max_rows)
         wanted = arguments(params)
         if wanted["mc_se"] is not None and len(frame) > MOST_REFINED_ROWS:
             raise ConfigError(
                 f"mc_se must be asked for at most {MOST_REFINED_ROWS:,} rows, got {len(frame):,}. Send fewer."
             )
-        watched = wanted["k"] in (None, detector.config.k)
-        asked = Asked(lambda: answer_of(columns_of(detector.score_frame(frame, **wanted)), watched=watched))
-        if small and not wanted["explain"] and wanted["fdr"] is None and wanted["mc_se"] is None:
-            asked.x = detector.encode(frame, allow_missing=wanted["allow_missing"])
-            asked.alpha, asked.k = wanted["alpha"], wanted["k"]
-        return asked
+        alpha, k = wanted["alpha"], wanted["k"]
+        watched = k in (None, detector.config.k)
+        if wanted["explain"] or wanted["fdr"] is not None or wanted["mc_se"] is not None:
+            return Asked(lambda: answer_of(columns_of(detector.score_frame(frame, **wanted)), watched=watched))
+        x = detector.encode(frame, allow_missing=wanted["allow_missing"])
+        if self._window is not None:
+            self._window.take(x.numpy())
+        alone = lambda: answer_of(detector.verdicts(x, alpha=alpha, k=k).lists(), watched=watched)  # noqa: E731
+        return Asked(alone, x, alpha, k) if small else Asked(alone)
 
     def _late(self, future: Future[Any]) -> RefusedError:
         if future.cancelled():  # it never began
@@ -410,15 +424,12 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-def registered(uri: str, tracking_uri: str) -> tuple[Detector, str]:
+def registered(uri: str, tracking_uri: str) -> tuple[Served, str]:
     """Load a model in a worker; the alias in its URI has been resolved, so that all workers load the same."""
     import mlflow
 
-    from . import tracking
-
     mlflow.set_tracking_uri(tracking_uri)
-    loaded = tracking.load(uri)
-    return loaded.detector, loaded.uri
+    return weights.load(uri)
 
 
 def make(uri: str, tracking_uri: str, config: ServeConfig, folder: str) -> Service:

@@ -2,10 +2,13 @@
 
 A folder job keeps its manifest, its journal and its layout: Spark hands out the parts, and gives those of a lost worker
 to others. All machines must see the input and the output under the same paths, and have this package installed.
+
+Training by several processes (`Trainers`) is the same training, too: see `distributed`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import uuid
@@ -19,17 +22,23 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
+from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StructType
+from torch import Tensor
 
+from ..data.images import ImageSchema
 from ..data.schema import Schema
 from ..detection.detector import Detector
 from ..errors import AnomalyVaeError, ConfigError
+from ..models.family import Model
 from ..models.threads import threads_worth
-from ..options import BatchConfig, ScoreConfig
+from ..options import BatchConfig, Config, ScoreConfig
+from ..training import Epoch, Optimiser, RowWeights
 from .batch import Scorer, score_fields, score_frames, tables_of
 from .crew import Task, Work, peak_bytes, sendable
+from .distributed import failure, read_result, take_part, write_job
 from .folder import Progress, ScoredFolder, score_folder
 
 if TYPE_CHECKING:
@@ -51,9 +60,10 @@ def session(master: str | None = None) -> SparkSession:
         return active
     builder = SparkSession.builder.appName("anomaly_vae").master(master or "local[*]")
     builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
+    made = builder.getOrCreate()
     if "PYSPARK_PYTHON" not in os.environ:
-        builder = builder.config("spark.pyspark.python", sys.executable)
-    return builder.getOrCreate()
+        made.sparkContext.pythonExec = sys.executable  # the setting spark.pyspark.python is read by spark-submit alone
+    return made
 
 
 def score_on_spark(
@@ -271,4 +281,77 @@ def _received(sent: Any) -> Any:
     return _RECEIVED[facts]
 
 
-__all__ = ["Cluster", "flag_table", "score_on_spark", "score_table", "session"]
+@dataclass(frozen=True)
+class Trainers:
+    """Processes of a cluster that train one model together, for `fit_detector(..., elsewhere=)`.
+
+    Each holds all rows and takes its share of every batch, on its machine's CPU. What comes of it is what one process
+    comes to, but for the order in which floats are added.
+
+    Attributes:
+        processes: How many; the cluster must have as many free cores at once.
+        folder: Where the job is put; all machines must see it under the same path.
+        master: The cluster's URL; by default the session there is, or this machine's cores.
+    """
+
+    processes: int
+    folder: Path
+    master: str | None = None
+
+    def __call__(self, schema: Schema | ImageSchema) -> Optimiser:
+        """Return what trains models of a schema."""
+        return partial(self._optimised, schema)
+
+    def _optimised(
+        self,
+        schema: Schema | ImageSchema,
+        model: Model,
+        x: Tensor,
+        *,
+        validation: Tensor,
+        config: Config,
+        weights: Tensor | RowWeights | None,
+        checkpoint: Path | None,
+        on_epoch: Callable[[Epoch], None] | None,
+        progress: bool,
+    ) -> tuple[list[Epoch], Tensor | None]:
+        """Take the steps, see `training.optimised`; epochs are told at the end, and progress is not shown.
+
+        Raises:
+            ConfigError: Weights are to be found anew before each epoch, or there are too few cores.
+            TrainingError: See `training.fit`.
+        """
+        if callable(weights):
+            raise ConfigError("weights must be fixed for several processes, got a rule. Train in one process.")
+        before = SparkSession.getActiveSession()
+        spark = session(self.master)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = None if checkpoint is None else str(checkpoint.absolute())
+        try:
+            cores = spark.sparkContext.defaultParallelism
+            if spark.sparkContext.master.startswith("local") and cores < self.processes:
+                raise ConfigError(
+                    f"processes must be at most the master's {cores} cores, got {self.processes}. Use fewer."
+                )
+            with TemporaryDirectory(dir=self.folder.absolute(), prefix="training-") as shared:
+                job = Path(shared)
+                write_job(job, schema, model, x, validation=validation, config=config, weights=weights)
+                distributor = TorchDistributor(num_processes=self.processes, local_mode=False, use_gpu=False)
+                try:
+                    with contextlib.redirect_stdout(sys.stderr):  # it repeats there what the processes say
+                        distributor.run(take_part, shared, checkpoint=kept)
+                except Exception as error:
+                    if (said := failure(job)) is not None:
+                        raise said from error
+                    raise
+                history, found = read_result(job, model)
+        finally:
+            if before is None:
+                spark.stop()
+        if on_epoch is not None:
+            for epoch in history:
+                on_epoch(epoch)
+        return history, found
+
+
+__all__ = ["Cluster", "Trainers", "flag_table", "score_on_spark", "score_table", "session"]

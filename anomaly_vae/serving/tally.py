@@ -41,10 +41,15 @@ _LABELLED: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 _LARGEST: Mapping[str, str] = {
     "drift_log_capital": "Evidence of drift, log of the capital won by betting against the calibration rows; an alarm "
     "at the level e is -log(e). The largest of the workers'.",
+    "drift_largest_psi": "Largest population stability index of a column, latest rows beside the training rows; from "
+    "0.1 on it matters. The largest of the workers'.",
 }
+MOST_COLUMNS = 64
+"""Columns with an index of their own; the others count for the largest."""
 _GAUGES: Mapping[str, str] = {
     "in_flight": "Requests to /invocations that are being read, scored or answered.",
     "ready": "Workers that are loaded, warmed and not stopping.",
+    "drift_window_rows": "Latest rows that drift_largest_psi is of.",
 }
 
 
@@ -56,6 +61,7 @@ def _keys() -> Iterator[str]:
     yield "seconds_sum"
     yield from _GAUGES
     yield from _LARGEST
+    yield from (f"column_psi/{i}" for i in range(MOST_COLUMNS))
 
 
 KEYS = {key: i for i, key in enumerate(_keys())}
@@ -71,6 +77,7 @@ class Tally:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self.columns = 0  # of which an index is told
         self.counts: NDArray[np.float64] = np.zeros(len(KEYS))
         if folder is not None:
             path = folder / f"{os.getpid()}.counts"
@@ -83,6 +90,14 @@ class Tally:
     def set(self, key: str, value: float) -> None:
         """Set a count that is kept elsewhere."""
         self.counts[KEYS[key]] = value
+
+    def compared(self, rows: int, indices: NDArray[np.float64]) -> None:
+        """Set what the columns of the latest rows look like beside the training rows: an index for each, (m,)."""
+        self.set("drift_window_rows", rows)
+        self.set("drift_largest_psi", float(indices.max()))
+        self.columns = len(indices)
+        first, some = KEYS["column_psi/0"], indices[:MOST_COLUMNS]
+        self.counts[first : first + len(some)] = some
 
     def answered(self, status: int, seconds: float) -> None:
         """Count an answer of /invocations."""
@@ -119,6 +134,10 @@ class Tally:
             lines.append(f"{family(name, 'gauge', text)} {value[name]:.0f}")
         for name, text in _LARGEST.items():
             lines.append(f"{family(name, 'gauge', text)} {value[name]:.6g}")
+        if shown := min(self.columns, MOST_COLUMNS):
+            text = "The same of each column, by its position in the model; names are not told."
+            full = family("drift_column_psi", "gauge", text)
+            lines += [f'{full}{{column="{i}"}} {value[f"column_psi/{i}"]:.6g}' for i in range(shown)]
         memory = sum(map(_resident, workers))
         lines.append(f"{family('resident_bytes', 'gauge', 'Memory of the workers, bytes.')} {memory}")
         labels = ",".join(f'{key}="{_escaped(text)}"' for key, text in facts.items())

@@ -35,7 +35,7 @@ from ..options import Config
 from . import flavor
 
 if TYPE_CHECKING:
-    from ..estimator import Fit
+    from ..estimator import Elsewhere, Fit
     from ..evaluation.metrics import Ranking
     from ..training import Epoch
 
@@ -97,6 +97,7 @@ def train_and_register(
     checkpoint: Path | None = None,
     progress: bool = False,
     tags: Mapping[str, str] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Registered:
     """Train a detector, record the run, and register the model.
 
@@ -107,9 +108,10 @@ def train_and_register(
         labels: True for rows known to be anomalous, shape (n,). They are left out of training; AUROC and average
             precision compare them with the normal rows that were held out for calibration.
         source: Where the rows came from, for the record.
-        checkpoint: File that an interrupted training goes on from; removed once the model is registered.
+        checkpoint: File that an interrupted training goes on from; removed when the model is registered.
         progress: Whether to show a progress bar.
         tags: Of the run, set before anything is trained.
+        elsewhere: See `fit_detector`.
 
     Raises:
         ConfigError: The name cannot be used in the registry.
@@ -126,7 +128,9 @@ def train_and_register(
     source = redacted(source) if source else None
     with quiet(), tracked_run(name, tags) as run_id:
         epochs = _EpochLog(run_id)
-        fit = fit_detector(rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress)
+        fit = fit_detector(
+            rows, config, checkpoint=checkpoint, on_epoch=epochs.add, progress=progress, elsewhere=elsewhere
+        )
         epochs.flush(fit.history)
         _log_settings(fit.detector.config, rows, name, source)
         registered = _register(fit.detector, name, run_id)
@@ -356,14 +360,8 @@ def content(frame: pd.DataFrame) -> bytes:
 
 def _register(detector: Detector, name: str, run_id: str) -> Registered:
     version, champion = new_version(name, lambda: flavor.log_model(detector, registered_model_name=name))
-    return Registered(
-        uri=f"models:/{name}/{version}",
-        name=name,
-        version=version,
-        run_id=run_id,
-        champion=champion,
-        detector=detector,
-    )
+    uri = f"models:/{name}/{version}"
+    return Registered(uri=uri, name=name, version=version, run_id=run_id, champion=champion, detector=detector)
 
 
 def new_version(name: str, log: Callable[[], ModelInfo]) -> tuple[str, bool]:

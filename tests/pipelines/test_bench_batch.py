@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -47,3 +48,18 @@ def test_a_small_run_prints_its_figures(bench: ModuleType, tmp_path: Path) -> No
     assert [line[0].strip() for line in lines] == ["1,000", "2,000", "4,000"]
     assert [line[1].strip() for line in lines] == ["4", "8", "16"]
     assert all(float(line[6].replace(",", "")) > 50 for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17")
+def test_spark_is_measured_beside_the_local_engine(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyspark", reason="needs pip install 'anomaly-vae[spark]'")
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    words = ["--rows", "4000", "--processes", "2", "--steps", "20", "--k", "1", "--spark"]
+    made = CliRunner().invoke(bench.main, [*words, "--markdown", str(tmp_path / "out.md")])
+    assert made.exit_code == 0, made.output
+    rows = [line.split("|")[1:-1] for line in (tmp_path / "out.md").read_text(encoding="utf-8").splitlines()]
+    found = [[cell.strip() for cell in row[:2]] for row in rows if len(row) == 4]
+    assert found[-4:] == [["local", "first"], ["spark", "first"], ["local", "second"], ["spark", "second"]]

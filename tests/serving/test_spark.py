@@ -192,12 +192,16 @@ def test_a_killed_worker_loses_nothing(
     cluster.workers[1] = cluster.add_worker(1)
 
 
-def test_tables_of_spark_are_scored(local_ip: None, detector: Detector, rows: pd.DataFrame, tmp_path: Path) -> None:
+def test_tables_of_spark_are_scored(
+    local_ip: None, detector: Detector, rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one process, with several batches of a task and rows whose order Spark does not keep."""
     from anomaly_vae.serving.spark import flag_table, score_table, session
 
+    monkeypatch.delenv("PYSPARK_PYTHON")
     spark = session("local[2]")
     try:
+        assert spark.range(1).rdd.map(lambda _: sys.executable).first() == sys.executable  # of this very Python
         keyed = rows.assign(ticket=np.arange(300), loaded=lambda t: t["load"].round().astype("int64"))
         keyed.to_parquet(tmp_path / "in.parquet", index=False)
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "70")
@@ -224,6 +228,38 @@ def test_tables_of_spark_are_scored(local_ip: None, detector: Detector, rows: pd
             score_table(table, detector, ScoreConfig(fdr=0.1))
     finally:
         spark.stop()
+
+
+def test_two_processes_of_a_cluster_train_the_model_of_one(cluster: Standalone, tmp_path: Path) -> None:
+    from anomaly_vae import TrainConfig, fit_detector
+    from anomaly_vae.serving.spark import Trainers
+    from tests.serving.conftest import make_rows
+
+    config = TrainConfig(steps=75, batch_size=33, hidden=(16,), latent=2, companions=(2,), k=4, calibration_k=(4,))
+    frame = make_rows(400, seed=0)
+    alone = fit_detector(frame, config)
+    told: list[int] = []
+    together = fit_detector(
+        frame, config, elsewhere=Trainers(2, tmp_path / "shared", cluster.url), on_epoch=lambda e: told.append(e.step)
+    )
+    assert told == [25, 50, 75] == [epoch.step for epoch in together.history]
+    elbos = ([epoch.validation_elbo for epoch in fit.history] for fit in (together, alone))
+    np.testing.assert_allclose(*elbos, atol=1e-3)
+    scores = (fit.detector.score_frame(frame)["anomaly_score"] for fit in (together, alone))
+    np.testing.assert_allclose(*scores, rtol=1e-3, atol=1e-2)
+    assert not list((tmp_path / "shared").iterdir())
+
+
+def test_a_training_that_fails_says_why(cluster: Standalone, tmp_path: Path) -> None:
+    from anomaly_vae import TrainConfig, fit_detector
+    from anomaly_vae.errors import TrainingError
+    from anomaly_vae.serving.spark import Trainers
+    from tests.serving.conftest import make_rows
+
+    trainers = Trainers(2, tmp_path, cluster.url)
+    config = TrainConfig(steps=50, hidden=(8,), latent=2, companions=(), k=4, calibration_k=(4,), learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"the training loss must be finite, got .* Lower learning_rate"):
+        fit_detector(make_rows(200, seed=0), config, elsewhere=trainers)
 
 
 class Weigher:
