@@ -5,7 +5,7 @@ efficient sampling     rows a second
 sample quality         Fréchet distance, two-sample classifier, precision and density, inception score
 coverage               recall and coverage, modes
 well-behaved latent    smoothness along interpolations, agreement of the aggregated posterior and the prior
-interpretable latent   MIG, DCI and correlations with known factors; else how many dimensions are in use
+interpretable latent   MIG, DCI, FactorVAE score, correlations with known factors; else dimensions in use
 efficient likelihood   the bound as k grows, effective sample size
 =====================  ==========================================================================================
 
