@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from .comparison.results import plain
+from .comparison.results import plain, restored
 from .detection.detector import Detector
 from .detection.latent import posteriors
 from .detection.scores import densities_of
@@ -127,6 +127,15 @@ class Scorecard:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON has a word for."""
         return dict(plain(self))
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Scorecard:
+        """Return a scorecard from what `to_dict` returned, for example out of a file; other keys are left out.
+
+        Raises:
+            SchemaError: It is none.
+        """
+        return restored(cls, facts)
 
     def of(self, name: str) -> Samples:
         """Return the samples of this name."""
