@@ -27,7 +27,7 @@ from .models import bounds
 from .models.devices import resolve_device
 from .models.family import Model
 from .models.gradients import FlatParameters, written_out
-from .models.priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
+from .models.priors import EXEMPLARS, AggregatedPosterior, Exemplars
 from .models.threads import threads_worth
 from .models.vae import VAE, active_units
 from .options import FitConfig, TrainConfig
@@ -314,13 +314,16 @@ def _drawn(
 
 def _prior_without_themselves(
     model: Model, x: Tensor, chosen: Tensor, generator: torch.Generator
-) -> GaussianMixture | None:
-    """Return the aggregated posterior of exemplars drawn for this step, without the row itself; None if it is fixed."""
-    if not isinstance(model.prior, AggregatedPosterior):
+) -> bounds.Prior | None:
+    """Return the mixture around exemplars drawn for this step, without the row itself; None if the prior is fixed."""
+    if not isinstance(model.prior, AggregatedPosterior | Exemplars):
         return None
     drawn = torch.randint(len(x), (EXEMPLARS,), generator=generator, device=x.device)
     exemplars = drawn if len(x) > EXEMPLARS else torch.arange(len(x), device=x.device)
-    return model.prior.around(model.posterior(x[exemplars]), chosen[:, None] == exemplars)
+    posterior, own = model.posterior(x[exemplars]), chosen[:, None] == exemplars
+    if isinstance(model.prior, Exemplars):
+        return model.prior.around(posterior[0], own)
+    return model.prior.around(posterior, own)
 
 
 def _with_hidden_cells(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -346,11 +349,7 @@ def _summary(state: _State, sums: Tensor, rows: _Rows, config: FitConfig, plan: 
     if not math.isfinite(loss):
         raise TrainingError(f"the training loss must be finite, got {loss} in epoch {number}. {REMEDY}", epoch=number)
     model = state.model.eval()
-    if isinstance(model.prior, AggregatedPosterior):
-        with torch.no_grad():
-            x = rows.train
-            spread = torch.linspace(0, len(x) - 1, min(EXEMPLARS, len(x)), device=x.device).long()
-            model.prior.keep(model.posterior(x[spread]))
+    _keep_exemplars(model, rows.train)
     held = rows.validation if len(rows.validation) else rows.train[:VALIDATION_ROWS]
     validation_elbo, means = _elbo(model, held, config)
     model.train()
@@ -365,6 +364,19 @@ def _summary(state: _State, sums: Tensor, rows: _Rows, config: FitConfig, plan: 
         epoch=number, step=step, loss=loss, elbo=elbo, kl=kl, reconstruction=reconstruction, seconds=seconds,
         validation_elbo=validation_elbo, active_units=active_units(means), beta=beta,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _keep_exemplars(model: Model, x: Tensor) -> None:
+    """Give a prior that is made of training rows (n, m) those it keeps, at equal distances, by the present weights."""
+    if not isinstance(model.prior, AggregatedPosterior | Exemplars):
+        return
+    spread = torch.linspace(0, len(x) - 1, min(EXEMPLARS, len(x)), device=x.device).long()
+    posterior = model.posterior(x[spread])
+    if isinstance(model.prior, Exemplars):
+        model.prior.keep(posterior[0])
+    else:
+        model.prior.keep(posterior)
 
 
 @torch.inference_mode()
