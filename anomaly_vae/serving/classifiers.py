@@ -141,17 +141,16 @@ def load_classifier(uri: str) -> NamedClassifier:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # advice to whoever wrote the model
                 return mlflow.pyfunc.load_model(resolved)
-        except MlflowException:
-            if not Path(resolved).is_dir():
+        except Exception as error:  # of MLflow's, or of the model's own code
+            folder = Path(resolved)
+            if isinstance(error, MlflowException) and not folder.is_dir():
                 raise  # that it is not to be found, which `found` says
+            if folder.is_dir() and not (folder / "MLmodel").is_file():
+                rule = f"a classifier must be an MLflow model, got the folder {uri!r}. Check the path."
+                raise ArtifactError(rule, uri=uri) from error
+            why = f"{type(error).__name__}: {_line(error)}"
             raise ArtifactError(
-                f"a classifier must be an MLflow model, got {uri!r}. Check the path.", uri=uri
-            ) from None
-        except Exception as error:  # of the model's own code
-            raise ArtifactError(
-                f"the classifier {uri!r} must load here, got {type(error).__name__}: {_line(error)}. Install what it "
-                "needs.",
-                uri=uri,
+                f"the classifier {uri!r} must load here, got {why}. Install what it needs.", uri=uri
             ) from error
 
     model, resolved = found(uri, refused, loaded)
