@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,13 +34,15 @@ from ..reporting.sections import (
     scores_section,
     training_section,
 )
-from ..scorecard import Scorecard
 from ..training import Epoch
 from .batch import score_file
 from .gathered import NEEDED, Gathered, Part, beside, gathered, rows_at, scored_frames, scored_rows
 from .provenance import Recorded, provenance
 from .strangest import modelled, strangest_of
 from .streams import stream
+
+if TYPE_CHECKING:
+    from ..scorecard import Scorecard
 
 EXPLAINED = 8
 EXAMPLES = 12
