@@ -5,7 +5,7 @@ efficient sampling     rows a second
 sample quality         Fréchet distance, two-sample classifier, precision and density, inception score
 coverage               recall and coverage, modes
 well-behaved latent    smoothness along interpolations, agreement of the aggregated posterior and the prior
-interpretable latent   MIG, DCI and correlations with known factors; else how many dimensions are in use
+interpretable latent   MIG, DCI, FactorVAE score, correlations with known factors; else dimensions in use
 efficient likelihood   the bound as k grows, effective sample size
 =====================  ==========================================================================================
 
@@ -29,10 +29,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from .comparison.results import plain
+from .comparison.results import plain, restored
+from .data.images import ImageSchema
 from .detection.detector import Detector
 from .detection.latent import posteriors
 from .detection.scores import densities_of
@@ -56,14 +56,10 @@ from .evaluation.latents import BoundAtK, PriorAgreement, Smoothness, bounds_by_
 from .latent.space import LatentSpace
 from .models.ladder import LadderVAE
 from .options.understanding import ScorecardConfig
+from .verdicts import Judge, Rows, Verdicts, agreement, judge_of, log_probabilities, rows_of_pixels
 
 STEPS = 16
 """Steps of an interpolation."""
-CLUSTERS = 10
-"""Modes, where there are no classes."""
-MOST_CLASSES = 100
-CLASS_ROWS = 5
-"""Rows that each class wants for a classifier to be trained."""
 Floats = NDArray[np.float64]
 
 
@@ -128,6 +124,15 @@ class Scorecard:
         """Return everything as values that JSON has a word for."""
         return dict(plain(self))
 
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Scorecard:
+        """Return a scorecard from what `to_dict` returned, for example out of a file; other keys are left out.
+
+        Raises:
+            SchemaError: It is none.
+        """
+        return restored(cls, facts)
+
     def of(self, name: str) -> Samples:
         """Return the samples of this name."""
         return next(samples for samples in self.samples if samples.name == name)
@@ -151,13 +156,14 @@ def make_scorecard(
         config: Features, sizes, seed.
         classes: Class of each row, (n,), for the inception score and the modes.
         factors: What is known of each row, name: values (n,); by default the classes, if there are some.
-        classifier: Of the classes, with scikit-learn's `predict_proba` and `classes_`, over rows as the encoder sees
-            them (`Detector.standardised`); by default one is trained on the classes.
+        classifier: Of classes, with scikit-learn's `predict` and `predict_proba`, over rows as the encoder sees them
+            (`Detector.standardised`), or a `verdicts.RowClassifier`, over rows as they came; by default one is trained
+            on the classes.
 
     Raises:
         SchemaError: Fewer than 60 rows, or not the model's.
         ShapeError: There are not as many classes as rows.
-        ConfigError: A classifier's features are asked for, and there are no classes.
+        ConfigError: A classifier's features are asked for, and there are no classes, or no probabilities of them.
 
     References:
         See `evaluation.generation`, `evaluation.latents` and `evaluation.disentanglement`.
@@ -178,10 +184,10 @@ def make_scorecard(
     texts = None if classes is None else pd.Series(np.asarray(classes, dtype=object)[chosen]).map(str).to_numpy()
     given = {name: np.asarray(values)[chosen] for name, values in (factors or {}).items()}
     space = LatentSpace(detector)
-    notes: list[str] = []
-    judge = _judge(detector, frame, texts, classifier, config, notes)
+    judge, said = judge_of(detector, detector.standardised(frame), texts, classifier=classifier, seed=config.seed)
+    notes = [said] if said else []
     drawn, rate = _drawn(detector, len(frame) // 3, config.seed)
-    samples = _compared(detector, frame, drawn, judge, config, notes)
+    samples = _compared(judge, _sets(detector, frame, drawn, config), texts, config, notes)
     mean, log_scale = detector.latent(frame)
     if texts is not None and not given:
         given = {"class": texts}
@@ -195,51 +201,6 @@ def make_scorecard(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Says which class a row is of; without classes, which cluster of the data is nearest."""
-
-    model: Any
-    classes: bool
-
-    def modes(self, x: Floats) -> NDArray[np.str_]:
-        return np.asarray(self.model.predict(x)).astype(str)
-
-
-def _judge(
-    detector: Detector,
-    frame: pd.DataFrame,
-    classes: NDArray[Any] | None,
-    classifier: Any,
-    config: ScorecardConfig,
-    notes: list[str],
-) -> _Judge:
-    x = detector.standardised(frame)
-    if classifier is not None:
-        return _Judge(classifier, True)
-    if classes is not None:
-        names, counts = np.unique(classes, return_counts=True)
-        usable = names[counts >= CLASS_ROWS]
-        if 2 <= len(usable) <= MOST_CLASSES:
-            from sklearn.linear_model import LogisticRegression
-            from sklearn.pipeline import make_pipeline
-            from sklearn.preprocessing import StandardScaler
-
-            rows = np.isin(classes, usable)
-            fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1)).fit(
-                x[rows], classes[rows]
-            )
-            return _Judge(fitted, True)
-        notes.append(
-            f"No classifier: it needs 2 to {MOST_CLASSES} classes of at least {CLASS_ROWS} rows, and the rows have "
-            f"{len(usable):,} such among {len(names):,}. Modes are clusters, and there is no inception score."
-        )
-    else:
-        notes.append("No classes were given: modes are clusters of the data, and there is no inception score.")
-    count = min(CLUSTERS, len(np.unique(x, axis=0)))
-    return _Judge(KMeans(count, n_init=3, random_state=config.seed % 2**32).fit(x.astype(np.float64)), False)
-
-
 @torch.inference_mode()
 def _drawn(detector: Detector, n: int, seed: int) -> tuple[NDArray[Any], float]:
     """Return n rows drawn, encoded, (n, m), and how many are drawn a second."""
@@ -250,41 +211,53 @@ def _drawn(detector: Detector, n: int, seed: int) -> tuple[NDArray[Any], float]:
     return x.numpy(), n / max(time.perf_counter() - start, 1e-9)
 
 
-def _compared(
-    detector: Detector,
-    frame: pd.DataFrame,
-    drawn: NDArray[Any],
-    judge: _Judge,
-    config: ScorecardConfig,
-    notes: list[str],
-) -> tuple[Samples, ...]:
-    """Return how the model's samples and the baselines' compare with the first third of the rows."""
+def _sets(detector: Detector, frame: pd.DataFrame, drawn: NDArray[Any], config: ScorecardConfig) -> dict[str, Rows]:
+    """Return held-out rows, "held", the sets that are compared with them, and the "rest", which makes the features."""
     x = detector.encode(frame).numpy()
     third = len(frame) // 3
-    held, other, rest = x[:third], x[third : 2 * third], x[2 * third :]
-    rng = np.random.default_rng(config.seed + 1)
-    seen = {name: _entered(detector, part) for name, part in (("held", held), ("data", other), ("model", drawn))}
+    rest, rng = x[2 * third :], np.random.default_rng(config.seed + 1)
     columns = np.stack([rng.permutation(np.resize(rest[:, j], third)) for j in range(x.shape[1])], 1)
-    seen["independent columns"] = _entered(detector, columns)
-    rest_seen = _entered(detector, rest)
-    covariance = np.atleast_2d(np.cov(rest_seen, rowvar=False))
-    seen["Gaussian"] = rng.multivariate_normal(rest_seen.mean(0), covariance, size=third, method="eigh")
-    constant = rest_seen.std(0) == 0  # to the digit, or a classifier would tell them by the last one
-    seen["Gaussian"][:, constant] = rest_seen[0, constant]
-    features = _features(detector, judge, rest, rest_seen, config)
-    points = {name: features(part) for name, part in seen.items()}
+    parts = {
+        "held": x[:third], "model": drawn, "data": x[third : 2 * third], "independent columns": columns, "rest": rest,
+    }  # fmt: skip
+    sets = {name: Rows(part, _entered(detector, part)) for name, part in parts.items()}
+    seen = sets["rest"].seen
+    covariance = np.atleast_2d(np.cov(seen, rowvar=False))
+    gaussian = rng.multivariate_normal(seen.mean(0), covariance, size=third, method="eigh")
+    constant = seen.std(0) == 0  # to the digit, or a classifier would tell them by the last one
+    gaussian[:, constant] = seen[0, constant]
+    levels = rows_of_pixels(gaussian) if isinstance(detector.schema, ImageSchema) else None
+    return {**sets, "Gaussian": Rows(levels, gaussian)}
+
+
+def _compared(
+    judge: Judge, sets: dict[str, Rows], classes: NDArray[Any] | None, config: ScorecardConfig, notes: list[str]
+) -> tuple[Samples, ...]:
+    """Return how the model's samples and the baselines' compare with the first third of the rows."""
+    third = len(sets["held"].seen)
+    if judge.of_rows and sets["Gaussian"].encoded is None:
+        sets = {name: one for name, one in sets.items() if name != "Gaussian"}
+        notes.append("No Gaussian baseline: what it draws is no row that the named classifier could read.")
+    verdicts = {name: judge.verdicts(one) for name, one in sets.items()}
+    names = np.unique(np.concatenate([one.labels for one in verdicts.values()]))
+    if judge.of_rows:
+        if classes is not None:
+            notes.append(agreement(verdicts["held"], classes[:third]))
+        if verdicts["held"].probabilities is None:
+            notes.append("The classifier gives labels alone: the inception score takes each for certain.")
+    points = _points(judge, sets, verdicts, config)
     neighbours = min(config.neighbours, third - 1)
-    found = []
-    for name in ("model", "data", "independent columns", "Gaussian"):
-        inception = None
-        if judge.classes:
-            inception = inception_score(judge.model.predict_proba(seen[name]))
+    held, found = sets["held"].seen, []
+    for name in sets:
+        if name in ("held", "rest"):
+            continue
         found.append(
             Samples(
                 name=name, frechet=frechet_distance(points["held"], points[name], seed=config.seed),
                 neighbourhoods=neighbourhoods(points["held"], points[name], neighbours=neighbours),
-                classifier=two_sample_classifier(seen["held"], seen[name], seed=config.seed),
-                modes=modes(judge.modes(seen["held"]), judge.modes(seen[name])), inception=inception,
+                classifier=two_sample_classifier(held, sets[name].seen, seed=config.seed),
+                modes=modes(verdicts["held"].labels, verdicts[name].labels),
+                inception=inception_score(verdicts[name].shares(names)) if judge.classes else None,
             )
         )  # fmt: skip
     if third < 10 * config.dimensions:
@@ -299,28 +272,31 @@ def _entered(detector: Detector, x: NDArray[Any]) -> Floats:
     return entered(detector.model, torch.from_numpy(np.ascontiguousarray(x))).astype(np.float64)
 
 
-def _features(detector: Detector, judge: _Judge, rest: NDArray[Any], rest_seen: Floats, config: ScorecardConfig) -> Any:
-    """Return a function from rows as the encoder sees them to the features in which they are compared."""
+def _points(
+    judge: Judge, sets: Mapping[str, Rows], verdicts: Mapping[str, Verdicts], config: ScorecardConfig
+) -> dict[str, Floats]:
+    """Return each set of rows in the features in which they are compared."""
     if config.space == "classifier":
         if not judge.classes:
             raise ConfigError(
-                "features of a classifier must come with classes, got none. Give --classes.", option="space"
+                "features of a classifier must come with classes, got none. Give --classes, or --classifier.",
+                option="space",
             )
-        base: Any = lambda part: np.log(np.clip(judge.model.predict_proba(part), 1e-6, None))  # noqa: E731
+        base = {name: log_probabilities(found) for name, found in verdicts.items()}
     elif config.space == "latent":
-        model = detector.model
-
-        def base(part: Floats) -> Floats:
-            with torch.inference_mode():
-                entered = torch.from_numpy(part).float()
-                found = [_means(model, block) for block in entered.split(256)]
-            return torch.cat(found).double().numpy()
+        base = {name: _codes(judge.detector.model, rows.seen) for name, rows in sets.items()}
     else:
-        base = lambda part: part  # noqa: E731
-    reference = base(rest_seen)
+        base = {name: rows.seen for name, rows in sets.items()}
+    reference = base["rest"]
     kept = max(1, min(config.dimensions, reference.shape[1], len(reference) - 1))
     axes = PCA(kept, random_state=config.seed % 2**32).fit(reference)
-    return lambda part: axes.transform(base(part))
+    return {name: axes.transform(part) for name, part in base.items()}
+
+
+@torch.inference_mode()
+def _codes(model: Any, seen: Floats) -> Floats:
+    blocks = torch.from_numpy(seen).float().split(256)
+    return torch.cat([_means(model, block) for block in blocks]).double().numpy()
 
 
 def _means(model: Any, entered: torch.Tensor) -> torch.Tensor:

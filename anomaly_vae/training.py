@@ -28,7 +28,7 @@ from .models.batches import Batch, drawn, prior_without_themselves
 from .models.devices import resolve_device
 from .models.family import Model
 from .models.gradients import FlatParameters, written_out
-from .models.priors import EXEMPLARS, AggregatedPosterior
+from .models.priors import EXEMPLARS, AggregatedPosterior, Exemplars
 from .models.team import Team
 from .models.threads import threads_worth
 from .models.vae import active_units
@@ -342,11 +342,7 @@ def _summary(state: _State, sums: Tensor, rows: _Rows, config: FitConfig, plan: 
     if not math.isfinite(loss):
         raise TrainingError(f"the training loss must be finite, got {loss} in epoch {number}. {REMEDY}", epoch=number)
     model = state.model.eval()
-    if isinstance(model.prior, AggregatedPosterior):
-        with torch.no_grad():
-            x = rows.train
-            spread = torch.linspace(0, len(x) - 1, min(EXEMPLARS, len(x)), device=x.device).long()
-            model.prior.keep(model.posterior(x[spread]))
+    _keep_exemplars(model, rows.train)
     held = rows.validation if len(rows.validation) else rows.train[:VALIDATION_ROWS]
     validation_elbo, means = _elbo(model, held, config)
     model.train()
@@ -361,6 +357,19 @@ def _summary(state: _State, sums: Tensor, rows: _Rows, config: FitConfig, plan: 
         epoch=number, step=step, loss=loss, elbo=elbo, kl=kl, reconstruction=reconstruction, seconds=seconds,
         validation_elbo=validation_elbo, active_units=active_units(means), beta=beta,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _keep_exemplars(model: Model, x: Tensor) -> None:
+    """Give a prior that is made of training rows (n, m) those it keeps, at equal distances, by the present weights."""
+    if not isinstance(model.prior, AggregatedPosterior | Exemplars):
+        return
+    spread = torch.linspace(0, len(x) - 1, min(EXEMPLARS, len(x)), device=x.device).long()
+    posterior = model.posterior(x[spread])
+    if isinstance(model.prior, Exemplars):
+        model.prior.keep(posterior[0])
+    else:
+        model.prior.keep(posterior)
 
 
 @torch.inference_mode()

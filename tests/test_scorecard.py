@@ -76,7 +76,8 @@ def test_baselines_are_in_their_places(image_detector: Detector, monkeypatch: py
     assert card.factors is not None
     assert card.factors.informativeness > 0.3
     assert 0 <= card.factors.mig < 0.5
-    json.dumps(card.to_dict(), allow_nan=False)
+    again = json.loads(json.dumps(card.to_dict(), allow_nan=False))
+    assert Scorecard.from_dict({**again, "model": "models:/digits/1"}).to_dict() == card.to_dict()
 
 
 @pytest.mark.parametrize("space", ["latent", "classifier"])
@@ -124,3 +125,24 @@ def test_what_is_refused(detector: Detector) -> None:
         make_scorecard(detector, frame, ScorecardConfig(space="classifier"))
     with pytest.raises(ConfigError, match="space must be one of"):
         ScorecardConfig(space="pixels")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rows": "many"}, "rows must be"),
+        ({"rows": True}, "rows must be .* got bool"),
+        ({"samples": [{"name": "model"}]}, r"samples.0.frechet must be .* got nothing"),
+        ({"notes": [1]}, "notes.0 must be"),
+        ({"prior": []}, "prior must be"),
+        ({"rows_per_second": 10**400}, "rows_per_second must be .* too large"),
+    ],
+)
+def test_facts_that_are_no_scorecard_are_refused(detector: Detector, change: dict, said: str) -> None:
+    config = ScorecardConfig(rows=20, k=4, likelihood_rows=4, paths=2)
+    facts = make_scorecard(detector, mixed_frame(60), config).to_dict()
+    assert Scorecard.from_dict(facts).rows == 60
+    with pytest.raises(SchemaError, match=said):
+        Scorecard.from_dict({**facts, **change})
+    with pytest.raises(SchemaError, match="the whole must be"):
+        Scorecard.from_dict([])

@@ -79,6 +79,9 @@ def compare(data: str, as_json: bool, **given: Any) -> None:
 @click.argument("data", type=click.Path())
 @click.option("--classes", help="Column of classes: for the inception score, modes, and as a known factor.")
 @click.option("--factor", multiple=True, metavar="COL", help="Column that is known of each row; may be repeated.")
+@click.option(
+    "--classifier", metavar="MODEL_URI", help="MLflow model that says of rows which class they are of. Its code is run."
+)
 @click.option("--out", type=click.Path(), metavar="FILE.json", help="Where to write the scorecard.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
 @options_of(ScorecardConfig)
@@ -87,17 +90,21 @@ def scorecard(model_uri: str, data: str, as_json: bool, **given: Any) -> None:
     """Measure the six properties of a good generative model on DATA, rows that the model was not trained on.
 
     Efficient sampling, sample quality, coverage, a well-behaved latent space, an interpretable one, and an efficient
-    likelihood; samples beside those of baselines.
+    likelihood; samples beside those of baselines. The inception score and modes are by --classifier, or by one that is
+    trained on --classes.
 
     \b
     Example:
       anomaly-vae scorecard models:/pumps@champion normal.csv
       anomaly-vae scorecard models:/digits@champion sklearn:digits --classes digit --out scorecard.json
+      anomaly-vae scorecard models:/digits@champion sklearn:digits --classifier models:/reader@champion
     """
     classes, factor, out, overwrite = (given.pop(name) for name in ("classes", "factor", "out", "overwrite"))
+    named = given.pop("classifier")
     config = ScorecardConfig.from_mapping(given)
     from ..scorecard import make_scorecard
     from ..serving import tracking, uses
+    from ..serving.classifiers import load_classifier
     from ..serving.made import refuse_existing, write_json
 
     if out is not None:
@@ -105,10 +112,12 @@ def scorecard(model_uri: str, data: str, as_json: bool, **given: Any) -> None:
     model = tracking.load(model_uri)
     frame, beside = uses.rows_of(model.detector, data, [classes, *factor])
     factors = {name: uses.values_of(beside[name]) for name in factor}
+    judge = load_classifier(named) if named else None
     found = make_scorecard(
-        model.detector, frame, config, classes=beside[classes] if classes else None, factors=factors or None
-    )
-    facts = {"model": model.uri, **found.to_dict()}
+        model.detector, frame, config, classes=beside[classes] if classes else None, factors=factors or None,
+        classifier=judge,
+    )  # fmt: skip
+    facts = {"model": model.uri, **({"classifier": judge.uri} if judge else {}), **found.to_dict()}
     if out is not None:
         write_json(facts, Path(out))
     if as_json:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from ..errors import SchemaError
+
+Kind = TypeVar("Kind")
 
 
 def plain(value: Any) -> Any:
@@ -22,6 +28,61 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def restored(kind: type[Kind], value: Any) -> Kind:
+    """Return the dataclass that `plain` made a mapping of; None for a number stands for NaN, unknown keys are left out.
+
+    Args:
+        kind: The dataclass.
+        value: As JSON holds it.
+
+    Raises:
+        SchemaError: A field is absent or of another type; the text says which, as "samples.0.name".
+
+    Example:
+        >>> restored(Figures, {**plain(Figures(seconds=2.0, parameters=3)), "elbo": -1}).elbo
+        -1.0
+    """
+    made: Kind = _restored(kind, value, "")
+    return made
+
+
+def _restored(kind: Any, value: Any, at: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):  # of one type and None
+        return None if value is None else _restored(inner[0], value, at)
+    if kind is float and (value is None or (isinstance(value, int) and not isinstance(value, bool))):
+        return math.nan if value is None else _finite(value, at)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_restored(inner[0], one, f"{at}.{i}") for i, one in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _restored(inner[1], one, f"{at}.{key}") for key, one in value.items()}
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints, found = typing.get_type_hints(kind), {}
+        for field in dataclasses.fields(kind):
+            if field.name in value:
+                found[field.name] = _restored(hints[field.name], value[field.name], f"{at}.{field.name}")
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise _foreign(f"{at}.{field.name}", "nothing")
+        return kind(**found)
+    if origin is None and isinstance(kind, type) and type(value) is kind:
+        return value
+    raise _foreign(at, type(value).__name__)
+
+
+def _finite(value: int, at: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _foreign(at, "an integer that is too large") from None
+
+
+def _foreign(at: str, found: str) -> SchemaError:
+    where = at.lstrip(".")[:80] or "the whole"
+    return SchemaError(f"{where} must be what the verb that wrote it put there, got {found}. Write it anew.", at=where)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Factors are what a person says of a row: its class, its angle, its colour. Real 
 
 References:
     Chen et al. (2018), Isolating sources of disentanglement, arXiv:1802.04942 (MIG).
+    Kim & Mnih (2018), Disentangling by factorising, arXiv:1802.05983, section 4 (the FactorVAE score).
     Eastwood & Williams (2018), A framework for the quantitative evaluation of disentangled representations (DCI).
     Locatello et al. (2019), arXiv:1811.12359, appendix (how both are computed on finite data).
 """
@@ -28,6 +29,31 @@ BINS = 20
 """Equal-count intervals into which a dimension, or a factor of many values, is cut."""
 MOST_VALUES = 20
 """A factor of more different values is a quantity, not a class."""
+FEWEST_ALIKE = 5
+"""Rows of one value of a factor without which their variance says nothing."""
+VOTES, BATCH = 1600, 64
+COLLAPSED = 0.01
+"""A dimension whose codes have a smaller variance is not in use: the decoder cannot tell it from the prior's noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorVote(Result):
+    """How often the dimension that varies least says which factor was held fixed.
+
+    Attributes:
+        value: The FactorVAE score: share of the test votes that are right, from 0 to 1.
+        se: Its standard error over these votes; rows and factors are taken as they are.
+        chance: What codes of nothing come to: 1 / factors. With one factor it is 1, and the score says nothing.
+        dimension: The dimension, from 0, that varies least most often where a factor is fixed; of no factor whose
+            values have too few rows each.
+        votes: Votes that were counted.
+    """
+
+    value: float
+    se: float
+    chance: float
+    dimension: dict[str, int]
+    votes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +71,7 @@ class Disentanglement(Result):
         correlation: Largest absolute rank correlation of each factor with any dimension.
         dimension: The dimension it is with, from 0.
         rows: Rows.
+        factor_vae: The FactorVAE score; None where no factor has values of enough rows.
     """
 
     mig: float
@@ -55,15 +82,16 @@ class Disentanglement(Result):
     correlation: dict[str, float]
     dimension: dict[str, int]
     rows: int
+    factor_vae: FactorVote | None = None
 
 
 def disentanglement(codes: ArrayLike, factors: Mapping[str, ArrayLike], *, seed: int = 0) -> Disentanglement:
-    """Return MIG, DCI and rank correlations of codes with known factors.
+    """Return MIG, DCI, the FactorVAE score and rank correlations of codes with known factors.
 
     Args:
         codes: Posterior means, (n, l).
         factors: Values of each factor, (n,): classes, or quantities. Those of one value are left out.
-        seed: Of the trees and of the rows held out.
+        seed: Of the trees, of the rows held out, and of the votes.
 
     Raises:
         ShapeError: Fewer than 20 rows, other lengths, or no factor of at least two values.
@@ -74,6 +102,67 @@ def disentanglement(codes: ArrayLike, factors: Mapping[str, ArrayLike], *, seed:
         >>> found.mig > 0.8, found.dimension
         (True, {'side': 0, 'height': 1})
     """
+    z, known = _checked(codes, factors)
+    cut = np.stack([_binned(column) for column in z.T])
+    gaps = {name: _gap(cut, values) for name, values in known.items()}
+    importance, informed = zip(*(_importances(z, values, seed) for values in known.values()), strict=True)
+    apart, complete = _dci(np.stack(importance, 1))
+    correlations = {name: _correlations(z, values) for name, values in known.items()}
+    return Disentanglement(
+        mig=float(np.mean(list(gaps.values()))), mig_of=gaps, disentanglement=apart, completeness=complete,
+        informativeness=float(np.mean(informed)), rows=len(z),
+        correlation={name: float(values.max()) for name, values in correlations.items()},
+        dimension={name: int(values.argmax()) for name, values in correlations.items()},
+        factor_vae=_voted(z, known, VOTES, BATCH, seed),
+    )  # fmt: skip
+
+
+def factor_vae_score(
+    codes: ArrayLike, factors: Mapping[str, ArrayLike], *, votes: int = VOTES, batch: int = BATCH, seed: int = 0
+) -> FactorVote:
+    r"""Return the FactorVAE score: can the factor that was held fixed be told by the dimension that varies least?
+
+    .. math:: d^* = \arg\min_j \mathrm{Var}(z_j \mid \text{factor } f \text{ fixed}) / \mathrm{Var}(z_j)
+
+    Each vote draws a factor, a value of it, and rows of this value, and names the dimension whose normalised variance
+    among them is the least. Half of the votes make a table (dimension, factor); each dimension then stands for the
+    factor that it was named for most often, and the score is how often that is right in the other half.
+
+    Args:
+        codes: Posterior means, (n, l), in units of the prior: dimensions of a variance below `COLLAPSED` have no vote.
+        factors: Values of each factor, (n,): classes, or quantities. Those of one value are left out.
+        votes: Votes in all.
+        batch: Rows of a vote at most.
+        seed: Of the votes.
+
+    Raises:
+        ShapeError: Fewer than 20 rows, other lengths, no factor of at least two values, none whose values have at least
+            10 rows each, or too few votes or rows of one.
+
+    Note:
+        DIFF: rows are those of the data that share the value (a quantity's: one of 20 intervals of equal counts), not
+        drawn from a simulator, so a batch has as many rows as there are at most. The two halves of the votes are cast
+        by different halves of the rows: the few rows of a value would otherwise vote twice for what is chance.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(600, 2))
+        >>> factor_vae_score(z, {"east": z[:, 0] > 0, "height": z[:, 1]}).value > 0.95
+        True
+    """
+    z, known = _checked(codes, factors)
+    if votes < 2 or batch < 2:
+        raise ShapeError(f"votes and their rows must be at least 2, got {votes} of {batch}. Give more.")
+    found = _voted(z, known, votes, batch, seed)
+    if found is None:
+        raise ShapeError(
+            f"factors must have values of at least {2 * FEWEST_ALIKE} rows each, got none such of {sorted(known)}. "
+            "Give more rows."
+        )
+    return found
+
+
+def _checked(codes: ArrayLike, factors: Mapping[str, ArrayLike]) -> tuple[Floats, dict[str, Floats]]:
+    """Return codes, (n, l), and the factors of at least two values as numbers, (n,) each."""
     z = np.asarray(codes, dtype=np.float64)
     columns = {name: np.asarray(values) for name, values in factors.items()}
     if z.ndim != 2 or len(z) < FEWEST or any(values.shape != (len(z),) for values in columns.values()):
@@ -87,17 +176,44 @@ def disentanglement(codes: ArrayLike, factors: Mapping[str, ArrayLike], *, seed:
             f"factors must have at least one of two values or more, got {sorted(columns) or 'none'}. "
             "An attribute that is the same for all rows has nothing to be told apart by."
         )
-    cut = np.stack([_binned(column) for column in z.T])
-    gaps = {name: _gap(cut, values) for name, values in known.items()}
-    importance, informed = zip(*(_importances(z, values, seed) for values in known.values()), strict=True)
-    apart, complete = _dci(np.stack(importance, 1))
-    correlations = {name: _correlations(z, values) for name, values in known.items()}
-    return Disentanglement(
-        mig=float(np.mean(list(gaps.values()))), mig_of=gaps, disentanglement=apart, completeness=complete,
-        informativeness=float(np.mean(informed)), rows=len(z),
-        correlation={name: float(values.max()) for name, values in correlations.items()},
-        dimension={name: int(values.argmax()) for name, values in correlations.items()},
+    return z, known
+
+
+def _voted(z: Floats, known: Mapping[str, Floats], votes: int, batch: int, seed: int) -> FactorVote | None:
+    """Return the score of the factors whose values have enough rows in both halves; None if there are none."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(z))
+    halves = order[::2], order[1::2]
+    alike = {name: [_alike(_binned(values), half) for half in halves] for name, values in known.items()}
+    alike = {name: groups for name, groups in alike.items() if all(groups)}
+    if not alike:
+        return None
+    names, chance = list(alike), 1 / len(alike)
+    spread = z.var(0, ddof=1)
+    used = np.flatnonzero(spread >= COLLAPSED)
+    tested = votes // 2
+    if not len(used):
+        return FactorVote(value=chance, se=0.0, chance=chance, dimension={}, votes=tested)
+    tables = np.zeros((2, z.shape[1], len(names)), dtype=np.intp)
+    for half, count in enumerate((votes - tested, tested)):
+        for factor in rng.integers(len(names), size=count):
+            groups = alike[names[factor]][half]
+            rows = groups[rng.integers(len(groups))]
+            rows = rng.choice(rows, min(batch, len(rows)), replace=False)
+            least = used[(z[np.ix_(rows, used)].var(0, ddof=1) / spread[used]).argmin()]
+            tables[half, least, factor] += 1
+    says = tables[0].argmax(1)
+    value = float(tables[1][np.arange(len(says)), says].sum() / tested)
+    return FactorVote(
+        value=value, se=math.sqrt(value * (1 - value) / tested), chance=chance, votes=tested,
+        dimension={name: int(column.argmax()) for name, column in zip(names, tables.sum(0).T, strict=True)},
     )  # fmt: skip
+
+
+def _alike(values: NDArray[np.intp], rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Return those of the rows that share a value, for each value of enough of them."""
+    groups = (rows[values[rows] == value] for value in np.unique(values[rows]))
+    return [group for group in groups if len(group) >= FEWEST_ALIKE]
 
 
 def _numbered(values: NDArray[np.generic]) -> Floats:

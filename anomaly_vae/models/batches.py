@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..options import FitConfig, TrainConfig
+from .bounds import Prior
 from .family import Model
-from .priors import EXEMPLARS, AggregatedPosterior, GaussianMixture
+from .priors import EXEMPLARS, AggregatedPosterior, Exemplars
 from .vae import VAE
 
 DRAWN_NUMBERS = 1 << 22
@@ -61,15 +62,16 @@ def drawn(
             yield Batch(*part)
 
 
-def prior_without_themselves(
-    model: Model, x: Tensor, chosen: Tensor, generator: torch.Generator
-) -> GaussianMixture | None:
-    """Return the aggregated posterior of exemplars drawn for this step, without the row itself; None if it is fixed."""
-    if not isinstance(model.prior, AggregatedPosterior):
+def prior_without_themselves(model: Model, x: Tensor, chosen: Tensor, generator: torch.Generator) -> Prior | None:
+    """Return the mixture around exemplars drawn for this step, without the row itself; None if the prior is fixed."""
+    if not isinstance(model.prior, AggregatedPosterior | Exemplars):
         return None
     drawn = torch.randint(len(x), (EXEMPLARS,), generator=generator, device=x.device)
     exemplars = drawn if len(x) > EXEMPLARS else torch.arange(len(x), device=x.device)
-    return model.prior.around(model.posterior(x[exemplars]), chosen[:, None] == exemplars)
+    posterior, own = model.posterior(x[exemplars]), chosen[:, None] == exemplars
+    if isinstance(model.prior, Exemplars):
+        return model.prior.around(posterior[0], own)
+    return model.prior.around(posterior, own)
 
 
 def _with_hidden_cells(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:

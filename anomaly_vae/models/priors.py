@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -183,11 +184,19 @@ class Exemplars(nn.Module):
         """Make these means, (J, l), the exemplars from now on."""
         self.means = means.clone()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Take as many exemplars as a file holds: of few training rows there are fewer than at first."""
+        held = state_dict.get(f"{prefix}means")
+        if isinstance(held, Tensor) and held.dim() == 2 and len(held) and held.shape[1] == self.latent:
+            self.means = torch.empty_like(self.means[:1]).expand(len(held), -1).clone()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
 
 Prior = StandardNormal | AggregatedPosterior | Exemplars
 
 PRIORS: dict[str, Callable[[int], Prior]] = {
     "standard_normal": StandardNormal,
     "aggregated_posterior": AggregatedPosterior,
+    "exemplars": Exemplars,
 }
 """Constructors by name; each takes the latent width."""

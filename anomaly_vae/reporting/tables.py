@@ -122,6 +122,9 @@ def _properties(found: Scorecard) -> list[tuple[str, str]]:
         f = found.factors
         lines.append(("known factors", f"MIG {f.mig:.3f}, disentanglement {f.disentanglement:.3f}, completeness "
                       f"{f.completeness:.3f}, informativeness {f.informativeness:.3f}"))  # fmt: skip
+        if f.factor_vae is not None and f.factor_vae.chance < 1:
+            vote = f.factor_vae
+            lines.append(("FactorVAE score", f"{vote.value:.3f} ± {vote.se:.3f}, by chance {vote.chance:.3f}"))
         best = ", ".join(f"{name} {value:.2f} with z{f.dimension[name]}" for name, value in f.correlation.items())
         lines.append(("largest correlations", best))
     for bound in found.bounds:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from ..options import AuditConfig, ReportConfig, ScoreConfig
 from ..reporting.findings import audit_section
 from ..reporting.parts import Section, absent, png
 from ..reporting.report import twin_of, write_report
+from ..reporting.scorecards import scorecard_section
 from ..reporting.sections import (
     calibration_section,
     data_section,
@@ -40,11 +41,15 @@ from .provenance import Recorded, provenance
 from .strangest import modelled, strangest_of
 from .streams import stream
 
+if TYPE_CHECKING:
+    from ..scorecard import Scorecard
+
 EXPLAINED = 8
 EXAMPLES = 12
 MOST_IMAGES = 2000
 TRAINING_SAMPLE, TRAINING_POINTS, TRAINING_TOP = 5000, 1500, 4
 """Fewer than of a report that was asked for: training is not to wait for a picture."""
+_NO_CARD = "None was named: `anomaly-vae scorecard MODEL_URI DATA --out FILE.json` makes one for --scorecard FILE.json."
 _NAME_DATA = "Name the data with --data, or a scored file with --scored."
 
 
@@ -77,6 +82,7 @@ def write_data_report(
     scored: str | Path | None = None,
     label: str | None = None,
     groups: Sequence[str] = (),
+    card: Scorecard | None = None,
     config: ReportConfig | None = None,
     overwrite: bool = False,
 ) -> Written:
@@ -91,6 +97,7 @@ def write_data_report(
         scored: A scored file.
         label: Column of labels.
         groups: Columns of groups.
+        card: A scorecard of the model, for a section of its own.
         config: How much to show.
         overwrite: Whether to replace a report that exists.
     """
@@ -99,6 +106,7 @@ def write_data_report(
         detector, data=data, scored=scored, label=label, groups=groups, config=config, history=recorded.history,
         model=model,
     )  # fmt: skip
+    sections.append(absent("scorecard", "Scorecard", _NO_CARD) if card is None else scorecard_section(card))
     sections.append(provenance(detector, model=model, data=data, scored=scored, facts=recorded.facts))
     write_report(
         sections,

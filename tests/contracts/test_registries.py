@@ -59,6 +59,7 @@ def test_a_score_rises_as_a_row_moves_away(detector, kind):
         {"objective": "iwae", "train_k": 4},
         {"hidden": ()},
         {"prior": "aggregated_posterior"},
+        {"prior": "exemplars"},
     ],
 )
 def test_every_way_to_train_gives_a_finite_calibrated_detector(change, tmp_path):

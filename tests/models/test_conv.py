@@ -61,8 +61,9 @@ def test_the_scorer_computes_what_the_root_does(pixels):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 @pytest.mark.parametrize("k", [1, 4])
-def test_an_image_has_the_same_bits_wherever_it_stands(shape, k):
-    model = made(shape, ImageConfig(latent=32, channels=16, prior="aggregated_posterior"))
+@pytest.mark.parametrize("prior", ["aggregated_posterior", "exemplars"])
+def test_an_image_has_the_same_bits_wherever_it_stands(shape, k, prior):
+    model = made(shape, ImageConfig(latent=32, channels=16, prior=prior))
     x, noise = images(64, shape), torch.randn(k, 32)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():

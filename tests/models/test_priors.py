@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from anomaly_vae import Detector, TrainConfig, fit_detector
+from anomaly_vae import Detector, ImageConfig, TrainConfig, fit_detector
+from anomaly_vae.data.images import frame_of
 from anomaly_vae.models.priors import EXEMPLARS, NARROWEST, AggregatedPosterior, Exemplars
-from tests.conftest import mixed_frame
+from tests.conftest import digit_images, mixed_frame
 
 
 @pytest.fixture
@@ -53,15 +54,17 @@ def test_before_training_it_is_the_standard_normal_and_keeps_what_fits(posterior
     assert prior.log_weights.exp().sum().item() == pytest.approx(1)
 
 
-def test_training_keeps_codes_of_training_rows_and_the_detector_saves_them(tmp_path):
+@pytest.mark.parametrize("name", ["aggregated_posterior", "exemplars"])
+def test_training_keeps_codes_of_training_rows_and_the_detector_saves_them(name, tmp_path):
     frame = mixed_frame(900)
-    config = TrainConfig(steps=200, hidden=(16,), prior="aggregated_posterior")
+    config = TrainConfig(steps=200, hidden=(16,), prior=name)
     fit = fit_detector(frame, config)
     detector, fresh = fit.detector, mixed_frame(200, seed=1)
     prior = detector.model.prior
     codes = detector.model.posterior(detector.encode(frame.iloc[fit.split["train"]]))[0]
     distance = torch.cdist(prior.means, codes, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-    assert (prior.log_weights > -torch.inf).sum() == EXEMPLARS
+    assert len(prior.means) == EXEMPLARS
+    assert name == "exemplars" or (prior.log_weights > -torch.inf).all()
     assert distance.max() < 1e-4, "every component is the posterior of a training row under the final weights"
     scores = detector.score_frame(fresh)["anomaly_score"]
     detector.save(tmp_path / "m")
@@ -99,3 +102,71 @@ def test_an_exemplar_is_no_reason_for_itself():
     left_out = prior.around(means, own).log_prob(means)
     expected = -0.5 * 9.0 - math.log(2 * math.pi)
     torch.testing.assert_close(left_out, torch.full((2,), expected))
+
+
+def image_fit(count: int):
+    """A detector of so many digits under exemplars, the images, and others."""
+    images, _ = digit_images()
+    config = ImageConfig(
+        prior="exemplars", steps=30, latent=4, channels=16, k=1, calibration_k=(1, 4), score_kind="likelihood"
+    )
+    return (
+        fit_detector(frame_of(images[:count]), config),
+        frame_of(images[:count]),
+        frame_of(images[count : count + 40]),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the posterior collapsed")  # few steps: what counts is what is kept
+@pytest.mark.parametrize("count", [250, 900])
+def test_images_of_few_or_many_rows_keep_exemplars_and_score_the_same_in_any_company(count, tmp_path):
+    fit, given, fresh = image_fit(count)
+    detector, prior = fit.detector, fit.detector.model.prior
+    codes = detector.model.posterior(detector.encode(given.iloc[fit.split["train"]]))[0]
+    assert len(prior.means) == min(EXEMPLARS, len(fit.split["train"]))
+    nearest = torch.cdist(prior.means, codes, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert nearest.max() < 1e-4, "every exemplar is a training image under the final weights"
+    assert not torch.equal(prior.log_scale, torch.zeros(1, 4)), "its width is learned"
+    scores = detector.score_frame(fresh)["anomaly_score"].to_numpy()
+    alone = [detector.score_frame(fresh.iloc[i : i + 1])["anomaly_score"].iloc[0] for i in range(6)]
+    np.testing.assert_array_equal(scores[:6], alone)
+    np.testing.assert_array_equal(detector.score_frame(fresh.iloc[::-1])["anomaly_score"].to_numpy()[::-1], scores)
+    detector.save(tmp_path / "m")
+    for shared in (False, True):
+        again = Detector.load(tmp_path / "m", shared=shared)
+        np.testing.assert_array_equal(again.score_frame(fresh)["anomaly_score"], scores)
+    drawn = again.model.sample(50, torch.Generator().manual_seed(0))
+    assert drawn.shape == (50, 64)
+
+
+@pytest.mark.filterwarnings("ignore:the posterior collapsed")
+def test_in_training_no_row_is_its_own_exemplar(monkeypatch):
+    seen = []
+    around = Exemplars.around
+
+    def watched(self, means, own=None):
+        if own is not None:
+            seen.append((means.requires_grad, own))
+        return around(self, means, own)
+
+    monkeypatch.setattr(Exemplars, "around", watched)
+    fit = fit_detector(mixed_frame(150), TrainConfig(prior="exemplars", steps=10, hidden=(8,), batch_size=32))
+    rows = len(fit.split["train"])
+    assert len(seen) == 10
+    for learned, own in seen:
+        assert learned
+        assert own.shape == (32, rows)  # all rows are exemplars where they are few
+        assert (own.sum(1) == 1).all()
+
+
+def test_a_file_may_hold_as_many_exemplars_as_it_likes_of_the_same_width():
+    few = Exemplars(3)
+    few.keep(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)))
+    fresh = Exemplars(3)
+    fresh.load_state_dict(few.state_dict())
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(fresh.log_prob(z), few.log_prob(z))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Exemplars(4).load_state_dict(few.state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fresh.load_state_dict({**few.state_dict(), "means": torch.zeros(0, 3)})

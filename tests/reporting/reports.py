@@ -16,6 +16,7 @@ from anomaly_vae.evaluation.summaries import ScoredRows, summarise
 from anomaly_vae.options import ResampleConfig
 from anomaly_vae.reporting.findings import audit_section, drift_section, resample_section
 from anomaly_vae.reporting.reasons import StrangeRow, pictured, strangest_section
+from anomaly_vae.reporting.scorecards import scorecard_section
 from anomaly_vae.reporting.sections import (
     calibration_section,
     data_section,
@@ -24,6 +25,7 @@ from anomaly_vae.reporting.sections import (
     scores_section,
     training_section,
 )
+from anomaly_vae.scorecard import Scorecard
 from anomaly_vae.training import Epoch
 
 HOSTILE = "<script>alert('$x$ & y')</script>"
@@ -62,6 +64,42 @@ def frame(n: int = 600, seed: int = 0) -> pd.DataFrame:
     )
     made.loc[rng.random(n) < 0.1, "kind"] = None
     return made
+
+
+def card() -> dict[str, Any]:
+    """A scorecard as its file holds it, with markup wherever a name comes in, and numbers that are none."""
+    samples = {
+        "frechet": {"value": 1.25, "se": None, "raw": 2.0, "rows": 100, "dimensions": 4},
+        "neighbourhoods": {
+            "precision": 0.9, "recall": 0.8, "density": 1.1, "coverage": 0.75, "expected_coverage": 0.97,
+            "neighbours": 5,
+        },
+        "classifier": {"auroc": 0.8, "low": 0.75, "high": 0.85, "rows": 200},
+        "modes": {
+            "count": 2, "found": 1, "different": 1, "lost": [HOSTILE], "names": [HOSTILE, "b"], "data": [0.5, 0.5],
+            "samples": [0.0, 1.0],
+        },
+        "inception": {"value": 1.5, "se": 0.1, "classes": 2},
+    }  # fmt: skip
+    data = {**samples, "name": "data", "inception": None, "frechet": {**samples["frechet"], "value": 0}}
+    bound = {"k": 1, "value": -9.5, "se": 0.2, "gap": 0.75, "ess": 1.0, "unreliable": 1.0}
+    return {
+        "model": "models:/pumps/1", "data": HOSTILE, "rows": 300, "space": HOSTILE, "rows_per_second": 12345.6,
+        "samples": [{**samples, "name": HOSTILE}, data],
+        "smoothness": {"detour": 1.2, "largest_step": 1.5, "largest_step_low": 1.4, "largest_step_high": 1.6,
+                       "paths": 20, "steps": 16},
+        "prior": {"kl": 3.0, "mutual_information": 2.5, "marginal_kl": 0.5, "marginal_se": 0.05, "log_rows": 5.7},
+        "active": 3, "latent": 4,
+        "factors": {
+            "mig": 0.4, "mig_of": {HOSTILE: 0.3, "b": 0.5}, "disentanglement": 0.6, "completeness": 0.7,
+            "informativeness": 0.8, "correlation": {HOSTILE: 0.9, "b": 0.95}, "dimension": {HOSTILE: 2, "b": 0},
+            "rows": 300, "factor_vae": {"value": 0.875, "se": 0.01, "chance": 0.5, "dimension": {HOSTILE: 2, "b": 0},
+                                        "votes": 800},
+        },
+        "bounds": [bound, {**bound, "k": 16, "value": -8.75, "gap": 0.0, "ess": 9.0, "unreliable": 0.1}],
+        "perplexities": [{"name": HOSTILE, "value": 1.7, "se": None, "alone": 1.9, "cells": 300}],
+        "notes": [HOSTILE], "config": {HOSTILE: HOSTILE},
+    }  # fmt: skip
 
 
 def sections(n: int = 600) -> list[dict[str, Any]]:
@@ -107,6 +145,7 @@ def sections(n: int = 600) -> list[dict[str, Any]]:
         audit_section(found),
         resample_section(report),
         drift_section(tests),
+        scorecard_section(Scorecard.from_dict(card())),
         {"title": HOSTILE, "sentence": HOSTILE, "table": [{HOSTILE: HOSTILE, "number": 0.5}]},
         provenance_section({HOSTILE: HOSTILE, "rows": 12_345}, {"latent": HOSTILE}),
         {"key": "absent", "title": HOSTILE, "absent": HOSTILE},

@@ -21,10 +21,12 @@ from anomaly_vae.reporting.drawing import DRAWINGS, svg
 from anomaly_vae.reporting.findings import drift_section
 from anomaly_vae.reporting.parts import custom, plain, png
 from anomaly_vae.reporting.report import MOST_BYTES, number, page, percent, report_of, twin_of, write_report
+from anomaly_vae.reporting.scorecards import scorecard_section
 from anomaly_vae.reporting.sections import calibration_section, data_section, latent_section, thinned, training_section
 from anomaly_vae.reporting.svg import PALETTE
+from anomaly_vae.scorecard import Scorecard
 
-from .reports import HOSTILE, frame, history, sections
+from .reports import HOSTILE, card, frame, history, sections
 
 VOID = {"meta", "link", "img", "path", "rect", "br"}
 
@@ -320,6 +322,36 @@ def test_drift_of_any_shape_is_shown() -> None:
     said = drift_section({"a": {"p_value": 0.001, "drifted": False, "psi": 0.3}})
     assert said["sentences"][0] == "0 of 1 columns have drifted."
     assert said["figures"][0]["data"]["rows"] == [{"label": "a", "values": [0.3]}]
+
+
+def test_a_scorecard_is_shown_with_its_own_figures() -> None:
+    made = plain(scorecard_section(Scorecard.from_dict(card())))
+    tables = {one["caption"]: one for one in made["tables"]}
+    first, data = tables["Samples, and baselines, beside held-out rows"]["rows"]
+    assert first[1:] == ["1.250 ± –", "0.800 (0.750 to 0.850)", 0.9, 1.1, 0.8, "0.750 of 0.970", "1 of 2", HOSTILE,
+                         "1.50 of 2"]  # fmt: skip
+    assert data[0::9] == ["data", None]
+    assert tables["Known factors"]["rows"][1] == ["b", 0.5, 0.95, 0, 0]
+    facts = {one["name"]: one["value"] for one in made["facts"]}
+    assert facts["FactorVAE score"] == "0.875 ± 0.010, by chance 0.500"
+    assert facts["rows drawn a second"] == "12,346"
+    bound = next(one for one in made["figures"] if one["kind"] == "lines")
+    assert bound["data"]["series"][0] == {"x": [0, 4], "y": [-9.5, -8.75], "colour": "blue", "style": "solid"}
+
+
+def test_a_scorecard_of_any_numbers_is_a_page() -> None:
+    def spoiled(value: Any, number: float | None) -> Any:
+        if isinstance(value, dict):
+            return {key: spoiled(inner, number) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [spoiled(inner, number) for inner in value]
+        return number if isinstance(value, float) else value
+
+    for odd in (None, 1e308, -1e308, float("inf"), 0.0):
+        html = page(report_of([scorecard_section(Scorecard.from_dict(spoiled(card(), odd)))], title="t"))
+        assert "Samples, and baselines" in html
+    bare = card() | {"samples": [], "smoothness": None, "prior": None, "factors": None, "bounds": [], "notes": []}
+    assert Page(page(report_of([scorecard_section(Scorecard.from_dict(bare))], title="t"))).all("table")
 
 
 def test_numbers_are_short() -> None:

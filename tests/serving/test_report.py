@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomaly_vae import Detector, ReportConfig, ScoreConfig
-from anomaly_vae.errors import ConfigError, SchemaError
+from anomaly_vae.errors import ConfigError, SchemaError, UnreadableDataError
+from anomaly_vae.scorecard import Scorecard
 from anomaly_vae.serving import tracking
 from anomaly_vae.serving.batch import score_file
 from anomaly_vae.serving.gathered import rows_at
+from anomaly_vae.serving.made import read_scorecard
 from anomaly_vae.serving.provenance import recorded
 from anomaly_vae.serving.report import write_data_report
+from tests.reporting import reports
 
 from .conftest import NAME, make_rows
 
@@ -70,7 +73,8 @@ def test_data_are_scored_and_every_section_is_there(
     registered: tracking.Registered, folder: Path, tmp_path: Path
 ) -> None:
     detector = registered.detector
-    found = report(detector, tmp_path / "r.html", data=folder / "data.parquet", label="broken", groups=["site"])
+    asked: dict[str, Any] = {"label": "broken", "groups": ["site"], "card": Scorecard.from_dict(reports.card())}
+    found = report(detector, tmp_path / "r.html", data=folder / "data.parquet", **asked)
     assert not [key for key, one in found.items() if "absent" in one]
     assert len(found["training"]["figures"][0]["data"]["series"][0]["x"]) == len(registered.fit.history)  # type: ignore[union-attr]
     rows = pd.read_parquet(folder / "data.parquet")
@@ -112,7 +116,7 @@ def test_a_scored_file_is_not_scored_again(
 
 def test_scores_alone_give_what_they_can(registered: tracking.Registered, folder: Path, tmp_path: Path) -> None:
     found = report(registered.detector, tmp_path / "r.html", scored=folder / "scored.parquet")
-    assert {key for key, one in found.items() if "absent" in one} == {"latent", "audit"}
+    assert {key for key, one in found.items() if "absent" in one} == {"latent", "audit", "scorecard"}
     scored = pd.read_parquet(folder / "scored.parquet").nlargest(6, "anomaly_score")
     cards = found["strangest"]["cards"]
     assert [card["title"] for card in cards] == [f"row {row:,}" for row in scored["row"]]
@@ -125,7 +129,7 @@ def test_scores_alone_give_what_they_can(registered: tracking.Registered, folder
 
 def test_a_model_alone_is_described(registered: tracking.Registered, tmp_path: Path) -> None:
     found = report(registered.detector, tmp_path / "r.html")
-    assert {key for key, one in found.items() if "absent" in one} == {"scores", "strangest", "latent"}
+    assert {key for key, one in found.items() if "absent" in one} == {"scores", "strangest", "latent", "scorecard"}
     assert found["training"]["figures"]
     assert [row[0] for row in found["data"]["tables"][0]["rows"]] == list(registered.detector.schema.names)
 
@@ -239,6 +243,64 @@ def test_images_come_with_reconstructions_and_heat_maps(image_detector: Detector
         ]
         assert len({i["source"] for i in card["figures"][0]["data"]["images"]}) == 3
     assert (tmp_path / "r.html").stat().st_size < 400_000
+
+
+def test_a_scorecard_has_a_section_of_its_own(registered: tracking.Registered, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from anomaly_vae.cli import main
+
+    make_rows(120, seed=9).to_parquet(tmp_path / "rows.parquet", index=False)
+    small = ["--rows", "40", "--k", "4", "--likelihood-rows", "10", "--paths", "4", "--factor", "site"]
+    file, page = str(tmp_path / "card.json"), str(tmp_path / "page.html")
+    words = ["scorecard", MODEL, str(tmp_path / "rows.parquet"), *small, "--out", file]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    done = CliRunner().invoke(main, ["report", MODEL, "--scorecard", file, "--out", page])
+    assert done.exit_code == 0, done.output
+    told = json.loads(Path(file).read_text())
+    section = next(s for s in json.loads((tmp_path / "page.json").read_text())["sections"] if s["key"] == "scorecard")
+    rows = section["tables"][0]["rows"]
+    assert [row[0] for row in rows] == ["model", "data", "independent columns", "Gaussian"]
+    assert [row[4] for row in rows] == pytest.approx(
+        [s["neighbourhoods"]["density"] for s in told["samples"]], rel=1e-5
+    )
+    assert ">Scorecard</h2>" in Path(page).read_text()
+    assert read_scorecard(Path(file), model=MODEL).to_dict() == {k: v for k, v in told.items() if k != "model"}
+    with pytest.raises(SchemaError, match="must be this model's, 'models:/other/2', got one of 'models:/"):
+        read_scorecard(Path(file), model="models:/other/2")
+    without = report(registered.detector, tmp_path / "without.html")
+    assert "--scorecard" in without["scorecard"]["absent"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no such file"),
+        ("not json", "cannot be read as JSON"),
+        ("\x00\xff", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "the whole must be"),
+        ('{"data": "x"}', "rows must be .* got nothing"),
+    ],
+)
+def test_a_file_that_is_no_scorecard_is_one_clear_line(
+    registered: tracking.Registered, tmp_path: Path, text: str | None, said: str
+) -> None:
+    from click.testing import CliRunner
+
+    from anomaly_vae.cli import main
+
+    file, page = tmp_path / "card.json", tmp_path / "page.html"
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    error = UnreadableDataError if text is None or "JSON" in said else SchemaError
+    with pytest.raises(error, match=said):
+        read_scorecard(file)
+    done = CliRunner().invoke(main, ["report", MODEL, "--scorecard", str(file), "--out", str(page)])
+    assert done.exit_code == 2
+    assert "a scorecard must be JSON that" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not page.exists()
 
 
 def test_the_command_writes_page_and_json(registered: tracking.Registered, folder: Path) -> None:
