@@ -49,7 +49,7 @@ def by(pool: Executor, folder: Path) -> Elsewhere:
                 pool.submit(take_part, str(folder), meeting, rank=rank, size=2, checkpoint=kept) for rank in range(2)
             ]
             for part in parts:
-                part.result(timeout=120)
+                part.result(timeout=600)  # they import torch first, which takes minutes on a busy machine
             return read_result(folder, model)
 
         return optimise
