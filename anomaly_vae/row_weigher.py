@@ -106,7 +106,7 @@ class RowWeigher:
         cls, detector: Detector, rows: CodedRows, config: ResampleConfig, *, label_column: str | None = None
     ) -> Self:
         """Weigh rows that `coded` has returned; see `fit`."""
-        facts = {"detector": detector.digest, "space": config.space, "density": config.density}
+        facts = {"detector": detector.digest, "space": config.measured_in, "density": config.density}
         least = 1 / (detector.calibration.rows + 1)
         blunt = rows.p_values is not None and least > config.guard
         notes = [

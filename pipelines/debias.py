@@ -54,7 +54,7 @@ from anomaly_vae.evaluation.audit import audit
 from anomaly_vae.options import Config, ImageConfig, TrainConfig
 from anomaly_vae.serving import rebalancing, tracking
 
-REVISION = 3
+REVISION = 4
 """Part of each result's identity: to be raised when a protocol or a method changes."""
 DETECTORS: dict[str, Config] = {
     "rotation": ImageConfig(latent=8, channels=16, batch_size=64, steps=1000),

@@ -38,10 +38,11 @@ AS_PUBLISHED: Mapping[str, Any] = {
 CONFIGS: dict[str, ResampleConfig] = {
     "DB-VAE, product": ResampleConfig(**AS_PUBLISHED),
     "DB-VAE, maximum": ResampleConfig(**AS_PUBLISHED, combine="max"),
-    "neighbours, tempered": ResampleConfig(smoothing=0, within_class=False, class_mass="kept"),
-    "neighbours, in class": ResampleConfig(smoothing=0),
+    "neighbours, tempered": ResampleConfig(space="latent", smoothing=0, within_class=False, class_mass="kept"),
+    "neighbours, in class": ResampleConfig(space="latent", smoothing=0),
     "default": ResampleConfig(),
     "default, no guards": ResampleConfig(**UNGUARDED),
+    "default in latent space": ResampleConfig(space="latent"),
     "default in raw space": ResampleConfig(space="raw"),
     "default in PCA space": ResampleConfig(space="pca"),
     "clusters, in class": ResampleConfig(density="clusters"),

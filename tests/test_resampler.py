@@ -36,7 +36,7 @@ def test_a_frame_comes_back_with_its_index(detector, labelled):
     pd.testing.assert_frame_equal(X_new, X.iloc[resampler.sample_indices_])
     assert resampler.report_.mode == "oversample"
     assert resampler.report_.rows_out == 800
-    assert resampler.report_.ess >= 0.29
+    assert resampler.report_.ess >= 0.198
     assert {g.name for g in resampler.report_.guards} == {"anomaly", "isolated", "label"}
     assert resampler.report_.facts["detector"] == detector.digest
 
@@ -90,7 +90,7 @@ def test_controls_without_the_latent(detector, labelled, space):
     X, y = labelled
     report = LatentDensityResampler(detector, config=ResampleConfig(space=space)).fit(X, y).report_
     assert report.facts["space"] == space
-    assert report.ess >= 0.29
+    assert report.ess >= 0.198
 
 
 def test_it_works_inside_a_pipeline():
@@ -129,7 +129,7 @@ def test_hard_data_are_weighed_and_said(detector):
     assert any("the data: no coordinate varies" in note for note in report.notes)
     one = LatentDensityResampler(detector).fit(X, ["a"] * 39 + ["b"]).report_
     assert any("class b: 1 row has no neighbours" in note for note in one.notes)
-    assert one.ess >= 0.29
+    assert one.ess >= 0.198
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class InTrainingWeights:
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
             raise ConfigError(f"damping must be a share above 0 and at most 1, got {self.damping!r}. Use 0.5.")
-        if self.config.space != "latent":
+        if self.config.space not in (None, "latent"):
             raise ConfigError(
                 f"space must be latent where the model is still learning, got {self.config.space!r}. Change it."
             )

@@ -29,7 +29,7 @@ def select(
             of large weight; "subsample" draws without repetition, a row's chance proportional to its weight;
             "thin" drops rows of a weight below the mean, each with one minus its weight for chance.
         size: Rows of an oversample (by default 2 n) or of a subsample (by default `share` times n).
-        share: See `size`; 0.3 if it is not given.
+        share: See `size`; 0.2 if it is not given.
         seed: Of the draw.
 
     Raises:
@@ -49,7 +49,7 @@ def select(
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}. Choose one of them.")
     n = len(weights)
     if size is None:
-        size = 2 * n if mode == "oversample" else max(1, round((0.3 if share is None else share) * n))
+        size = 2 * n if mode == "oversample" else max(1, round((0.2 if share is None else share) * n))
     return MODES[mode](weights / weights.mean(), size, np.random.default_rng(seed))
 
 

@@ -1,4 +1,4 @@
-"""Where density is measured: the latent, or the rows themselves as an honest control."""
+"""Where density is measured: the latent, the rows themselves as an honest control, or both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 from sklearn.decomposition import PCA
 
 from ..errors import ConfigError, ShapeError
@@ -90,8 +91,32 @@ def principal(points: NDArray[np.floating], components: int = COMPONENTS) -> Spa
     return Space("pca", pca.mean_, pca.components_[real].T)
 
 
-SPACES: dict[str, Callable[[NDArray[np.floating]], Space]] = {"latent": active_units, "raw": raw, "pca": principal}
-"""Spaces by name; each is made of the points (n, d) that it is to describe."""
+def joint(points: NDArray[np.floating], codes: int) -> Space:
+    """Put the latent dimensions in use beside the first principal components of the rows, each with variance 1 in all.
+
+    A latent leaves out what its model has not learnt, components what is not linear; a row that is rare in either lies
+    apart in both together.
+
+    Args:
+        points: Codes and rows side by side, (n, codes + d).
+        codes: Width of the codes.
+    """
+    blocks, centres = [], []
+    for make, part in ((active_units, points[:, :codes]), (principal, points[:, codes:])):
+        space = make(part)
+        total = float(space.coordinates(part).var(0, dtype=np.float64).sum())
+        blocks.append(space.axes / math.sqrt(total) if total > 0 else space.axes)
+        centres.append(space.centre)
+    return Space("joint", np.concatenate(centres), block_diag(*blocks))
+
+
+SPACES: dict[str, Callable[[NDArray[np.floating], int], Space]] = {
+    "latent": lambda points, codes: active_units(points),
+    "raw": lambda points, codes: raw(points),
+    "pca": lambda points, codes: principal(points),
+    "joint": joint,
+}
+"""Spaces by name; each is made of the points (n, d) that it is to describe, of which the first columns may be codes."""
 
 
 def _columns(kind: str, points: NDArray[np.floating], least: float) -> Space:
@@ -105,8 +130,13 @@ def of_columns(kind: str, kept: NDArray[np.intp], width: int) -> Space:
     return Space(kind, np.zeros(width), axes, kept)
 
 
-def fit_space(kind: str, points: NDArray[np.floating]) -> Space:
+def fit_space(kind: str, points: NDArray[np.floating], *, codes: int = 0) -> Space:
     """Make a space of points (n, d).
+
+    Args:
+        kind: A name in `SPACES`.
+        points: Codes, rows, or for "joint" both side by side.
+        codes: For "joint": how many of the columns are codes, the first ones.
 
     Raises:
         ShapeError: They are not a table with rows.
@@ -114,7 +144,7 @@ def fit_space(kind: str, points: NDArray[np.floating]) -> Space:
     """
     if kind not in SPACES:
         raise ConfigError(f"space must be one of {', '.join(SPACES)}, got {kind!r}. Choose one of them.")
-    return SPACES[kind](_finite(points))
+    return SPACES[kind](_finite(points), codes)
 
 
 def _finite(points: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -94,7 +94,7 @@ class Weigher:
         """How many of the rows it was fitted to can be read out of it, as the encoder sees them; 0 = codes alone."""
         parts = [] if self.isolation is None else [len(self.isolation.references)]
         parts += [] if self.disagreement is None else [sum(map(len, self.disagreement.references))]
-        rows_are_coordinates = self.config.space != "latent"
+        rows_are_coordinates = self.config.measured_in != "latent"
         parts += [codes_held(self.density)] if rows_are_coordinates else []
         return max(parts, default=0)
 
@@ -122,8 +122,8 @@ class Weigher:
         _check_lengths(rows)
         strata = Strata.fit(rows.labels, kind=config.label_kind, bins=config.label_bins)
         of = strata.of(rows.labels, rows=len(rows))
-        space = fit_space(config.space, _points(rows, config))
-        log_scales = space.log_scales(rows.log_scales) if config.space == "latent" else None
+        space = fit_space(config.measured_in, _points(rows, config), codes=rows.codes.shape[1])
+        log_scales = space.log_scales(rows.log_scales) if config.measured_in == "latent" else None
         apart = (strata, of) if config.within_class else (Strata.fit(None), np.zeros_like(of))
         points = space.coordinates(_points(rows, config))
         density = fit_density(points, config, strata=apart[0], of=apart[1], log_scales=log_scales)
@@ -168,7 +168,9 @@ class Weigher:
 
 
 def _points(rows: CodedRows, config: ResampleConfig) -> NDArray[np.floating]:
-    return rows.codes if config.space == "latent" else rows.surface
+    if config.measured_in == "joint":
+        return np.concatenate([rows.codes, rows.surface], axis=1)
+    return rows.codes if config.measured_in == "latent" else rows.surface
 
 
 def _flags(

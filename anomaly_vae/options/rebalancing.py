@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..fields import NOT_NEGATIVE, SHARE, Options, Rule, check, is_integer, is_number, option
 
 DENSITIES = ("knn", "aggregated_posterior", "kde", "gmm", "clusters", "dbvae")
-SPACES = ("latent", "raw", "pca")
+SPACES = ("latent", "raw", "pca", "joint")
 MODES = ("weights", "oversample", "subsample", "thin")
 CLASS_MASS = ("tempered", "equal", "kept")
 COMBINATIONS = ("product", "max")
@@ -22,19 +22,19 @@ class ResampleConfig(Options):
 
     Example:
         >>> ResampleConfig(mode="oversample").ess
-        0.3
+        0.2
     """
 
     mode: str = option("weights", f"what to make: {', '.join(MODES)}")
     size: int | None = option(None, "rows of an oversample or a subsample; by default twice, or ess times, the rows")
     density: str = option("knn", f"how density is estimated: {', '.join(DENSITIES)}")
-    space: str = option("latent", f"where: {', '.join(SPACES)}")
+    space: str | None = option(None, f"where: {', '.join(SPACES)}; by default joint for knn, latent for the others")
     within_class: bool = option(True, "measure density within each class, where there are labels")
     label_kind: str | None = option(None, "of the labels: classes or continuous; by default read off them")
     label_bins: int = option(10, "intervals between quantiles into which a continuous target is cut")
-    ess: float | None = option(0.3, "floor of the effective sample size, as a share of the rows; none: gamma = 1")
+    ess: float | None = option(0.2, "floor of the effective sample size, as a share of the rows; none: gamma = 1")
     cap: float | None = option(10.0, "largest weight that density gives, in units of its class's mean")
-    floor: float | None = option(0.1, "least weight that density gives, in units of its class's mean")
+    floor: float | None = option(0.5, "least weight that density gives, in units of its class's mean")
     class_mass: str = option(
         "tempered", f"mass of the classes: {', '.join(CLASS_MASS)}; tempered = as equal as ess allows"
     )
@@ -46,7 +46,7 @@ class ResampleConfig(Options):
         2.0, "nor rows whose nearest neighbour is this many times farther than is usual around it; none = no guard"
     )
     label_guard: float | None = option(
-        1.25, "nor rows that lie this many times nearer to another class than to their own; none = no guard"
+        1.2, "nor rows that lie this many times nearer to another class than to their own; none = no guard"
     )
     neighbours: int = option(20, "knn: the neighbour whose distance measures density")
     smoothing: int = option(10, "knn: neighbours over whose densities a row's own is averaged; 0 = none")
@@ -56,10 +56,15 @@ class ResampleConfig(Options):
     combine: str = option("product", f"dbvae: of the dimensions' densities: {', '.join(COMBINATIONS)}")
     seed: int = option(0, "seed of all draws")
 
+    @property
+    def measured_in(self) -> str:
+        """The space in which density is measured."""
+        return self.space or ("joint" if self.density == "knn" else "latent")
+
     def __post_init__(self) -> None:
         choices = {
-            "mode": MODES, "density": DENSITIES, "space": SPACES, "class_mass": CLASS_MASS, "combine": COMBINATIONS,
-            "label_kind": (None, "classes", "continuous"),
+            "mode": MODES, "density": DENSITIES, "space": (None, *SPACES), "class_mass": CLASS_MASS,
+            "combine": COMBINATIONS, "label_kind": (None, "classes", "continuous"),
         }  # fmt: skip
         for name, allowed in choices.items():
             value = getattr(self, name)

@@ -221,3 +221,20 @@ def test_spaces_keep_what_varies():
         fit_space("latent", np.array([[0.0], [np.nan]]))
     with pytest.raises(ConfigError, match="space must be one of latent, raw, pca"):
         fit_space("pixels", points)
+
+
+def test_the_joint_space_gives_codes_and_rows_equal_parts():
+    codes, rows = cloud(400, 2), 50 * cloud(400, 6, seed=1)
+    codes[:8, 0] += 6 * np.array([1, -1] * 4)
+    rows[8:16, 0] += 600
+    both = np.concatenate([codes, rows], axis=1)
+    space = fit_space("joint", both, codes=2)
+    assert space.width == 8
+    z = space.coordinates(both)
+    assert z[:, :2].var(0).sum() == pytest.approx(1, rel=1e-3)
+    assert z[:, 2:].var(0).sum() == pytest.approx(1, rel=1e-3)
+    rarest = set(np.argsort(fit_density(z, ResampleConfig(smoothing=0)).own)[:16])
+    assert len(rarest & set(range(8))) >= 6
+    assert len(rarest & set(range(8, 16))) >= 6
+    alike = np.concatenate([codes, np.ones((400, 6), dtype=np.float32)], axis=1)
+    assert fit_space("joint", alike, codes=2).width == 2

@@ -36,7 +36,7 @@ def trained(weights, config=CONFIG, **options):
 
 def test_weights_are_found_anew_each_epoch_and_stay_bounded():
     seen = []
-    found = InTrainingWeights(ResampleConfig(density="dbvae", smoothing_alpha=0.001))
+    found = InTrainingWeights(ResampleConfig(density="dbvae", smoothing_alpha=0.001, ess=0.3))
 
     def watched(model, x, epoch, previous):
         weights = found(model, x, epoch, previous)

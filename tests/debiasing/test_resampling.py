@@ -51,14 +51,14 @@ def test_the_floor_is_reached_and_weights_fall_with_density():
     density = RNG.normal(size=3000) * 3
     weighing = weigh(density, ResampleConfig())
     assert weighing.weights.mean() == pytest.approx(1.0)
-    assert weighing.report.ess == pytest.approx(0.3, abs=0.005)
+    assert weighing.report.ess == pytest.approx(0.2, abs=0.005)
     assert (np.diff(weighing.weights[np.argsort(density)]) <= 1e-12).all()
     assert effective_share(weighing.weights) == pytest.approx(weighing.report.ess)
 
 
 def test_a_large_class_is_summed_up_without_harm():
     density = RNG.normal(size=50_000) * 3
-    assert weigh(density, ResampleConfig()).report.ess == pytest.approx(0.3, abs=0.003)
+    assert weigh(density, ResampleConfig()).report.ess == pytest.approx(0.2, abs=0.003)
 
 
 def test_guarded_rows_are_never_weighted_up_nor_dropped():
@@ -85,7 +85,7 @@ def test_class_mass_is_a_factor_of_its_own():
     assert [c.mass for c in equal.classes] == pytest.approx([0.5, 0.5], abs=1e-6)
     assert [c.factor for c in equal.classes] == pytest.approx([5 / 7, 5 / 3])
     assert equal.class_strength == 1.0
-    assert equal.ess == pytest.approx(0.3, abs=0.005)
+    assert equal.ess == pytest.approx(0.2, abs=0.005)
     kept = weigh(density, ResampleConfig(class_mass="kept"), strata=strata, of=of).report
     assert [c.mass for c in kept.classes] == pytest.approx([0.7, 0.3])
     assert kept.ess_classes == 1.0
@@ -94,10 +94,10 @@ def test_class_mass_is_a_factor_of_its_own():
 def test_a_rare_class_does_not_spend_the_whole_budget():
     strata, of = classes(990, 10)
     report = weigh(RNG.normal(size=1000), ResampleConfig(), strata=strata, of=of).report
-    assert report.ess == pytest.approx(0.3, abs=0.01)
+    assert report.ess == pytest.approx(0.2, abs=0.01)
     assert 0 < report.class_strength < 1
     assert "classes are balanced with strength" in report.notes[0]
-    with pytest.raises(ConfigError, match=r"ess must be at most 0\.0396, what classes of equal mass leave, got 0\.3"):
+    with pytest.raises(ConfigError, match=r"ess must be at most 0\.0396, what classes of equal mass leave, got 0\.2"):
         weigh(RNG.normal(size=1000), ResampleConfig(class_mass="equal"), strata=strata, of=of)
 
 
@@ -162,4 +162,4 @@ def test_a_million_rows_take_less_than_two_minutes():
     guards = {"label": ratio > 0.1, "isolated": Isolation.fit(points).flagged(points, 2.0)}
     weighing = weigh(density.own, ResampleConfig(), strata=strata, of=labels, guards=guards)
     assert time.perf_counter() - start < 120
-    assert weighing.report.ess == pytest.approx(0.3, abs=0.01)
+    assert weighing.report.ess == pytest.approx(0.2, abs=0.01)
