@@ -53,10 +53,10 @@ from .evaluation.generation import (
     two_sample_classifier,
 )
 from .evaluation.latents import BoundAtK, PriorAgreement, Smoothness, bounds_by_k, prior_agreement, smoothness
+from .judging import Judge, Judged, Rows, agreement, judge_of, log_probabilities, rows_of_pixels
 from .latent.space import LatentSpace
 from .models.ladder import LadderVAE
 from .options.understanding import ScorecardConfig
-from .verdicts import Judge, Rows, Verdicts, agreement, judge_of, log_probabilities, rows_of_pixels
 
 STEPS = 16
 """Steps of an interpolation."""
@@ -157,7 +157,7 @@ def make_scorecard(
         classes: Class of each row, (n,), for the inception score and the modes.
         factors: What is known of each row, name: values (n,); by default the classes, if there are some.
         classifier: Of classes, with scikit-learn's `predict` and `predict_proba`, over rows as the encoder sees them
-            (`Detector.standardised`), or a `verdicts.RowClassifier`, over rows as they came; by default one is trained
+            (`Detector.standardised`), or a `judging.RowClassifier`, over rows as they came; by default one is trained
             on the classes.
 
     Raises:
@@ -238,7 +238,7 @@ def _compared(
     if judge.of_rows and sets["Gaussian"].encoded is None:
         sets = {name: one for name, one in sets.items() if name != "Gaussian"}
         notes.append("No Gaussian baseline: what it draws is no row that the named classifier could read.")
-    verdicts = {name: judge.verdicts(one) for name, one in sets.items()}
+    verdicts = {name: judge.judged(one) for name, one in sets.items()}
     names = np.unique(np.concatenate([one.labels for one in verdicts.values()]))
     if judge.of_rows:
         if classes is not None:
@@ -273,7 +273,7 @@ def _entered(detector: Detector, x: NDArray[Any]) -> Floats:
 
 
 def _points(
-    judge: Judge, sets: Mapping[str, Rows], verdicts: Mapping[str, Verdicts], config: ScorecardConfig
+    judge: Judge, sets: Mapping[str, Rows], verdicts: Mapping[str, Judged], config: ScorecardConfig
 ) -> dict[str, Floats]:
     """Return each set of rows in the features in which they are compared."""
     if config.space == "classifier":

@@ -102,7 +102,7 @@ def test_rooms_say_what_they_are_for() -> None:
         "comparison",
         "latent",
         "scorecard",
-        "verdicts",
+        "judging",
         "reporting",
         "cards",
         "serving",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..data.images import png_of
 from ..errors import ArtifactError, SchemaError, redacted
-from ..verdicts import Verdicts
+from ..judging import Judged
 from .tracking import found, quiet
 
 MOST_TEXT = 200
@@ -28,7 +28,7 @@ MOST_TEXT = 200
 
 @dataclass(frozen=True, eq=False)
 class NamedClassifier:
-    """A `verdicts.RowClassifier` made of an MLflow model.
+    """A `judging.RowClassifier` made of an MLflow model.
 
     Attributes:
         uri: The model's.
@@ -40,8 +40,8 @@ class NamedClassifier:
     predict: Callable[[Any], Any]
     inputs: Schema | None = None
 
-    def verdicts(self, rows: Any) -> Verdicts:
-        """Return the class of each row; see `verdicts.RowClassifier`.
+    def judged(self, rows: Any) -> Judged:
+        """Return the class of each row; see `judging.RowClassifier`.
 
         A table goes in as it is, images as levels (n, h, w) or (n, h, w, c), uint8. A classifier that declares a tensor
         is given that: of images also (n, c, h, w) and flat (n, h w c). One that declares a binary column gets PNG
@@ -95,7 +95,7 @@ class NamedClassifier:
         specs = [] if self.inputs is None else self.inputs.inputs
         return specs[0] if len(specs) == 1 and isinstance(specs[0], TensorSpec) else None
 
-    def _read(self, answer: Any, rows: int) -> Verdicts:
+    def _read(self, answer: Any, rows: int) -> Judged:
         """Return verdicts out of an answer: a table or array of probabilities, or a list of classes."""
         frame = _framed(answer)
         if frame is None or len(frame) != rows or frame.shape[1] == 0:
@@ -108,7 +108,7 @@ class NamedClassifier:
                 raise self._misfit("give classes or probabilities, got one number a row")
             if pd.api.types.is_float_dtype(labels.dtype):
                 labels = labels.astype(np.int64)
-            return Verdicts(labels.map(str).to_numpy(dtype=str), None)
+            return Judged(labels.map(str).to_numpy(dtype=str), None)
         try:
             shares = frame.to_numpy(dtype=np.float64)
         except (TypeError, ValueError):
@@ -117,7 +117,7 @@ class NamedClassifier:
             names = ", ".join(map(str, frame.columns[:4]))
             raise self._misfit(f"give probabilities that sum to 1 in each row, got others in columns {names}")
         names_of = np.array([str(name) for name in frame.columns])
-        return Verdicts(names_of[shares.argmax(1)], shares / shares.sum(1, keepdims=True))
+        return Judged(names_of[shares.argmax(1)], shares / shares.sum(1, keepdims=True))
 
     def _misfit(self, words: str) -> SchemaError:
         return SchemaError(f"the classifier {self.uri} must {words}. Name one of this data's rows.", uri=self.uri)

@@ -130,11 +130,11 @@ def test_shapes_that_do_not_fit_and_labels_as_features_are_refused(detector: Det
     levels = np.zeros((30, 8, 8), np.uint8)
     declared = Schema([TensorSpec(np.dtype("float32"), (-1, 28, 28))])
     with pytest.raises(SchemaError, match=r"take images of shape \(8, 8\), got one that declares \(-1, 28, 28\)"):
-        NamedClassifier("m", lambda rows: rows, declared).verdicts(levels)
+        NamedClassifier("m", lambda rows: rows, declared).judged(levels)
     with pytest.raises(SchemaError, match="take images of 64 values, got one that declares 3 columns"):
-        NamedClassifier("m", lambda rows: rows, Schema([ColSpec("double", n) for n in "abc"])).verdicts(levels)
+        NamedClassifier("m", lambda rows: rows, Schema([ColSpec("double", n) for n in "abc"])).judged(levels)
     with pytest.raises(SchemaError, match="a table with text in it"):
-        NamedClassifier("m", lambda rows: rows, declared).verdicts(pd.DataFrame({"a": ["x"]}))
+        NamedClassifier("m", lambda rows: rows, declared).judged(pd.DataFrame({"a": ["x"]}))
     kinds = NamedClassifier("m", lambda rows: rows["site"].map(str))
     config = ScorecardConfig(rows=20, k=4, likelihood_rows=4, paths=2, space="classifier")
     with pytest.raises(ConfigError, match="must come from probabilities, got labels"):

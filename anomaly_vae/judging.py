@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Verdicts:
+class Judged:
     """Which class each of n rows is of.
 
     Attributes:
@@ -41,7 +41,7 @@ class Verdicts:
 class RowClassifier(Protocol):
     """A classifier of rows as the user knows them, not as the encoder sees them."""
 
-    def verdicts(self, rows: Any) -> Verdicts:
+    def judged(self, rows: Any) -> Judged:
         """Return the class of each of n rows.
 
         Args:
@@ -79,9 +79,9 @@ class Judge:
     @property
     def of_rows(self) -> bool:
         """Whether it wants rows as the user knows them."""
-        return hasattr(self.model, "verdicts")
+        return hasattr(self.model, "judged")
 
-    def verdicts(self, rows: Rows) -> Verdicts:
+    def judged(self, rows: Rows) -> Judged:
         """Return which class each row is of.
 
         Raises:
@@ -89,11 +89,11 @@ class Judge:
         """
         if not self.of_rows:
             labels = np.asarray(self.model.predict(rows.seen)).astype(str)
-            return Verdicts(labels, np.asarray(self.model.predict_proba(rows.seen)) if self.classes else None)
+            return Judged(labels, np.asarray(self.model.predict_proba(rows.seen)) if self.classes else None)
         assert rows.encoded is not None
         schema = self.detector.schema
         read = schema.pixels if isinstance(schema, ImageSchema) else schema.decode
-        found: Verdicts = self.model.verdicts(read(rows.encoded))
+        found: Judged = self.model.judged(read(rows.encoded))
         if len(found.labels) != len(rows.seen):
             raise ShapeError(
                 f"a classifier must give one verdict a row, got {len(found.labels)} of {len(rows.seen)} rows. "
@@ -138,7 +138,7 @@ def judge_of(
     return Judge(KMeans(count, n_init=3, random_state=seed % 2**32).fit(x.astype(np.float64)), False, detector), said
 
 
-def log_probabilities(found: Verdicts) -> Floats:
+def log_probabilities(found: Judged) -> Floats:
     """Return a classifier's log p(class | row), (n, classes): features in which rows can be compared.
 
     Raises:
@@ -154,7 +154,7 @@ def log_probabilities(found: Verdicts) -> Floats:
     return logs
 
 
-def agreement(found: Verdicts, classes: NDArray[Any]) -> str:
+def agreement(found: Judged, classes: NDArray[Any]) -> str:
     """Return a sentence on how far a classifier and the rows' own classes, (n,), agree."""
     right = float((found.labels == classes.astype(str)).mean())
     if not np.isin(np.unique(found.labels), classes.astype(str)).any():
