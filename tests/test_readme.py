@@ -62,7 +62,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 def timed(page: Path) -> object:
     """Only what a newcomer reads first runs before every commit; `make docs` and `make slow` run the other pages."""
-    first = page.name in ("README.md", "tutorial.md", "index.md")
+    first = page.name in ("README.md", "index.md")
     return pytest.param(page, id=name_of(page), marks=[] if first else [pytest.mark.slow])
 
 

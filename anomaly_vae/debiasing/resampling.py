@@ -221,7 +221,7 @@ def weigh(
         >>> dense_then_thin = np.array([0.0] * 90 + [-3.0] * 10)
         >>> weighing = weigh(dense_then_thin, ResampleConfig())
         >>> weighing.weights[[0, -1]].round(2).tolist(), round(weighing.report.ess, 2)
-        ([0.49, 5.58], 0.3)
+        ([0.5, 5.5], 0.31)
     """
     strata = strata or Strata("none", ("all",))
     n = len(log_density)

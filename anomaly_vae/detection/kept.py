@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
 from ..models.family import Model
 from ..models.fused import Scorer
+from ..models.tried import WORTH_TRYING
 
 
 class Kept:
@@ -18,6 +20,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._here = threading.local()
+        self._asked: Counter[Hashable] = Counter()
         self._found: dict[Hashable, bool] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -31,7 +34,10 @@ class Kept:
         return found
 
     def known(self, what: Hashable, find: Callable[[], bool]) -> bool:
-        """Return whether something is so; `find` is asked once."""
+        """Return whether something is known to be so; `find` is asked once, and only if that begins to be worth it."""
         if what not in self._found:
+            self._asked[what] += 1
+            if self._asked[what] < WORTH_TRYING:
+                return False
             self._found[what] = find()
         return self._found[what]

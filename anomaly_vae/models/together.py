@@ -22,7 +22,7 @@ from .bounds import HALF_LOG_2PI
 from .likelihoods import TableLikelihood
 from .mixture import COUNTS, WIDE, ClassMixture
 from .threads import side_by_side, threads_worth
-from .tried import made_up
+from .tried import WORTH_TRYING, made_up
 
 BLOCK = 64
 """Rows computed at once; the last block is padded, so that a row's density does not depend on its company."""
@@ -49,6 +49,7 @@ class Together:
         self.joint, self.single = first.joint, first.single
         self.joint_index = torch.tensor(self.joint, dtype=torch.long)
         self.few: bool | None = None
+        self.asked = 0
         self.log_weights = torch.cat([m.log_weights for m in self.mixtures])[:, None]
         sizes = [m.classes for m in self.mixtures]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -108,8 +109,11 @@ class Together:
         return self._block(torch.cat([x, x.new_zeros(height - len(x), x.shape[1])]))[: len(x)]
 
     def _few_are_as_many(self) -> bool:
-        """Return whether rows have the same bits in blocks of `FEW_ROWS`; tried once."""
+        """Return whether rows have the same bits in blocks of `FEW_ROWS`; tried once, after some calls."""
         if self.few is None:
+            self.asked += 1
+            if self.asked < WORTH_TRYING:
+                return False
             x = made_up(self.mixtures[0].columns, 2 * BLOCK).double()
             with threads_worth(0):
                 few, many = (torch.cat([self._block(part) for part in x.split(height)]) for height in (FEW_ROWS, BLOCK))

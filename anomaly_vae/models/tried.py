@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ..data.schema import NO_COUNT, Column
 
+WORTH_TRYING = 3
+"""The call of few rows at which it is tried: a trial costs more than a command that scores one file gains."""
+
 
 def made_up(columns: Sequence[Column], n: int) -> Tensor:
     """Return encoded rows (n, m) of all sorts: usual cells, far ones, unseen categories, no counts, gaps.

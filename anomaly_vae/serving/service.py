@@ -33,6 +33,7 @@ from mlflow.version import VERSION
 
 from ..detection.detector import Detector
 from ..errors import AnomalyVaeError, CalibrationError, ConfigError, SchemaError
+from ..models.tried import WORTH_TRYING
 from ..options import ServeConfig
 from . import journal, payload, weights
 from .flavor import CALLER_FAULTS, arguments, columns_of
@@ -146,8 +147,10 @@ class Service:
         if uri.startswith(("models:", "runs:")):  # a path would tell about this machine
             self._facts["uri"] = uri
         self._model, self._lane = model, Lane(model if isinstance(model, Detector) else model.detector, self._pool)
+        example = json.dumps({"dataframe_records": weights.example_records(model)}).encode()
         with contextlib.suppress(CalibrationError):  # such a model answers, if asked for an alpha that it can promise
-            self._score(json.dumps({"dataframe_records": weights.example_records(model)}).encode(), payload.JSON)
+            for _ in range(WORTH_TRYING):
+                self._score(example, payload.JSON)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:

@@ -27,6 +27,7 @@ from anomaly_vae.detection.scores import (
 )
 from anomaly_vae.errors import CalibrationError, ConfigError, DataWarning, SchemaError, ShapeError
 from anomaly_vae.models.fused import FusedVAE
+from anomaly_vae.models.tried import WORTH_TRYING
 from tests.conftest import mixed_frame
 
 
@@ -74,13 +75,16 @@ def test_a_small_group_is_taken_only_if_it_gives_the_same_bits(detector, fresh_r
     for off, height in ((0.0, FEW_ROWS), (1e-5, group_rows(16, x.shape[1]))):
         kept, scorer = Kept(), Noted(detector.model)
         scorer.off, kept._here.scorer = off, scorer
-        score = score_rows(detector.model, x, noise=noise, kept=kept).value
+        for _ in range(WORTH_TRYING):
+            score = score_rows(detector.model, x, noise=noise, kept=kept).value
+            assert heights[-1] == group_rows(16, x.shape[1]) or heights[-1] == height == FEW_ROWS
         assert heights[-1] == height
         np.testing.assert_array_equal(score, score_rows(detector.model, x, noise=noise).value)
 
 
 def test_what_is_kept_stays_behind_in_copies(detector, fresh_rows):
-    detector.score_frame(fresh_rows[:1])
+    for _ in range(WORTH_TRYING):
+        detector.score_frame(fresh_rows[:1])
     assert detector._kept._found
     assert not copy.deepcopy(detector._kept)._found
 

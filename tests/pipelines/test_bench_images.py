@@ -31,6 +31,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, made.stdout
 
 
+@pytest.mark.slow
 def test_every_pair_and_detector_has_a_figure(done: tuple[Path, str]) -> None:
     results = pd.read_parquet(done[0] / "results.parquet")
     ood = results[(results.protocol == "ood") & ~results.against.str.startswith("false")]
@@ -42,6 +43,7 @@ def test_every_pair_and_detector_has_a_figure(done: tuple[Path, str]) -> None:
     assert "pca_residual" in (done[0] / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_run_again(done: tuple[Path, str]) -> None:
     kept = done[0] / "runs.jsonl"
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
