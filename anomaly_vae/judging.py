@@ -113,8 +113,17 @@ def judge_of(
         classes: Of the rows, (n,), text.
         classifier: A classifier, if there is one already.
         seed: Of the clusters, where there are no classes.
+
+    Raises:
+        ConfigError: The classifier is none.
     """
     if classifier is not None:
+        if not hasattr(classifier, "judged") and not hasattr(classifier, "predict_proba"):
+            raise ConfigError(
+                "a classifier must have `judged`, or `predict` and `predict_proba` as scikit-learn's, got a "
+                f"{type(classifier).__name__}. Name another, or none: one is then trained on the labels.",
+                option="classifier",
+            )
         return Judge(classifier, True, detector), ""
     said = "No classes were given: modes are clusters of the data, and there is no inception score."
     if classes is not None:

@@ -123,6 +123,8 @@ def test_what_is_refused(detector: Detector) -> None:
         make_scorecard(detector, frame, classes=["a"])
     with pytest.raises(ConfigError, match="classifier must come with classes"):
         make_scorecard(detector, frame, ScorecardConfig(space="classifier"))
+    with pytest.raises(ConfigError, match=r"must have `judged`, or .* got a Detector"):
+        make_scorecard(detector, frame, classifier=detector)
     with pytest.raises(ConfigError, match="space must be one of"):
         ScorecardConfig(space="pixels")
 

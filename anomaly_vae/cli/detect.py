@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,16 +65,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
 
     tracking.check_name(name)
     trainers = _trainers(given["engine"], given["master"], given["processes"])
-    kind: type[TrainConfig] | type[ImageConfig] = ImageConfig if streams.holds_images(data) else TrainConfig
-    config = kind.from_toml(given["config"]) if given["config"] else kind()
-    seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
-    config = config.updated([*given["settings"], *seed])
-    splits = {name: given[name] for name in ("split_by", "group_by") if given[name] is not None}
-    if splits and isinstance(config, ImageConfig):
-        raise ConfigError(
-            "rows must be of a table to be split by a column, got images. Drop --split-by and --group-by."
-        )
-    config = kind.from_mapping({**config.to_dict(), **splits})
+    config = _settings(given, images=streams.holds_images(data))
     label, truth = given["label"], None
     if isinstance(config, ImageConfig):
         read = streams.read_images(data, label=label, size=config.height_width)
@@ -116,6 +107,20 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         click.echo(terminal.ranking_lines(made.ranking))
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
+
+
+def _settings(given: Mapping[str, Any], *, images: bool) -> TrainConfig | ImageConfig:
+    """Return the settings: those of the file, then those of the options."""
+    kind: type[TrainConfig] | type[ImageConfig] = ImageConfig if images else TrainConfig
+    config = kind.from_toml(given["config"]) if given["config"] else kind()
+    seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
+    config = config.updated([*given["settings"], *seed])
+    splits = {name: given[name] for name in ("split_by", "group_by") if given[name] is not None}
+    if splits and images:
+        raise ConfigError(
+            "rows must be of a table to be split by a column, got images. Drop --split-by and --group-by."
+        )
+    return kind.from_mapping({**config.to_dict(), **splits})
 
 
 def _trainers(engine: str, master: str | None, processes: int | None) -> Callable[[Path], Elsewhere] | None:

@@ -9,7 +9,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,46 @@ def audit_file(
     if groups:
         detector.threshold(config.alpha)  # without p-values there is nothing to compare
     data = stream(source, schema, key=() if images else unknown, label=classes[0] if classes else None)
+    whole, latent, p_values, digest = _judged(detector, data.frames, named, by=by, on_rows=on_rows)
+    space = fit_space("latent", latent)
+    found = audit(
+        p_values=p_values,
+        groups={name: whole[name] for name in groups},
+        codes=space.coordinates(latent) if space.width else latent,
+        log_density=fit_density(space.coordinates(latent), ResampleConfig()).own,
+        normal=None if label is None else ~labels(whole[label]),
+        frame=None if images else whole.drop(columns=[label] if label in unknown else []),
+        calibration_rows=detector.calibration.rows or None,
+        config=config,
+    )
+    if space.width == 0:
+        found = dataclasses.replace(
+            found, notes=(*found.notes, "no latent coordinate varies: all rows are alike to it.")
+        )
+    return Audited(
+        audit=found, model=model_uri, source=str(source), files=whole[FILE].to_numpy(dtype=object) if images else None,
+        unreadable=len(data.errors), seconds=time.perf_counter() - started,
+        data_digest=digest or digest_of_files(source),
+    )  # fmt: skip
+
+
+def _judged(
+    detector: Detector,
+    frames: Iterable[pd.DataFrame],
+    named: Sequence[str],
+    *,
+    by: str | None,
+    on_rows: Callable[[int, int], None] | None,
+) -> tuple[pd.DataFrame, NDArray[np.float32], NDArray[np.float64] | None, str | None]:
+    """Go through the data once.
+
+    Returns:
+        The rows, n, of images what is known of them beside the pixels; codes, (n, l); p-values, (n,), None of a
+        detector without; the digest of images, None of a table.
+    """
+    schema, images = detector.schema, isinstance(detector.schema, ImageSchema)
     codes, p_values, kept, done, digest = [], [], [], 0, hashlib.sha256()
-    for frame in data.frames:
+    for frame in frames:
         absent = [name for name in named if name not in frame.columns]
         if absent:
             shown = ", ".join(repr(str(name)) for name in frame.columns[:8])
@@ -143,26 +181,9 @@ def audit_file(
         done += len(frame)
         if on_rows:
             on_rows(done, 1)
-    whole, latent = pd.concat(kept, ignore_index=True), np.concatenate(codes)
-    space = fit_space("latent", latent)
-    found = audit(
-        p_values=np.concatenate(p_values) if p_values else None,
-        groups={name: whole[name] for name in groups},
-        codes=space.coordinates(latent) if space.width else latent,
-        log_density=fit_density(space.coordinates(latent), ResampleConfig()).own,
-        normal=None if label is None else ~labels(whole[label]),
-        frame=None if images else whole.drop(columns=[label] if label in unknown else []),
-        calibration_rows=detector.calibration.rows or None,
-        config=config,
-    )
-    if space.width == 0:
-        found = dataclasses.replace(
-            found, notes=(*found.notes, "no latent coordinate varies: all rows are alike to it.")
-        )
-    return Audited(
-        audit=found, model=model_uri, source=str(source), files=whole[FILE].to_numpy(dtype=object) if images else None,
-        unreadable=len(data.errors), seconds=time.perf_counter() - started,
-        data_digest=digest.hexdigest() if images else digest_of_files(source),
+    return (
+        pd.concat(kept, ignore_index=True), np.concatenate(codes), np.concatenate(p_values) if p_values else None,
+        digest.hexdigest() if images else None,
     )  # fmt: skip
 
 
