@@ -204,7 +204,8 @@ def optimised(
     Raises:
         ConfigError: See `fit`; or a batch has fewer rows than the team has processes.
     """
-    device = resolve_device(config.device)
+    work = config.batch_size * config.train_k * model.largest_product
+    device = resolve_device(config.device, work)
     model.to(device).train()
     x, validation = x.to(device), validation.to(device)
     if team is not None and min(config.batch_size, len(x)) < team.size:
@@ -219,7 +220,6 @@ def optimised(
         _restore(state, checkpoint, fingerprint)
     earlier = state.history[-1].seconds if state.history else 0.0
     start = saved = time.perf_counter()
-    work = config.batch_size * config.train_k * model.largest_product
     with training_progress(plan.epochs, progress) as advance, threads_worth(work):
         for done in state.history:
             advance(done)

@@ -181,3 +181,13 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device must be one that is present, got 'cuda'"):
             training.resolve_device("cuda")
+
+
+def test_a_gpu_that_is_there_takes_large_steps_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    default, model = TrainConfig(), fresh(TrainConfig())[0]
+    step = default.batch_size * model.largest_product
+    assert training.resolve_device("auto", step).type == "cpu"
+    assert training.resolve_device("auto", 16 * step).type == "cuda"
+    assert training.resolve_device("auto").type == "cuda"
+    assert training.resolve_device("cuda", step).type == "cuda"

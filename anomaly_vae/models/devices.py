@@ -9,16 +9,26 @@ import torch
 
 from ..errors import ConfigError
 
+WORTH_A_GPU = 8_000_000
+"""Multiplications of a step's largest product from which a GPU is the faster: the launch of a step's kernels takes some
+2 ms, whatever they compute."""
 
-def resolve_device(name: str) -> torch.device:
+
+def resolve_device(name: str, multiply_adds: int | None = None) -> torch.device:
     """Return the device for a `TrainConfig.device`.
+
+    Args:
+        name: One of `DEVICES`.
+        multiply_adds: Of a step's largest product, by which "auto" decides whether a GPU that is there is worth it;
+            by default it is.
 
     Raises:
         ConfigError: The device is not there.
     """
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if present[d]))
+        small = multiply_adds is not None and multiply_adds < WORTH_A_GPU
+        return torch.device("cpu" if small else next(d for d in ("cuda", "mps", "cpu") if present[d]))
     if not present.get(name, False):
         raise ConfigError(f"device must be one that is present, got {name!r}. Use auto or cpu.", device=name)
     return torch.device(name)

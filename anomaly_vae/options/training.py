@@ -46,7 +46,7 @@ class FitConfig(Options):
     )
     max_calibration_rows: int = option(10_000, "held-out calibration rows kept at most")
     seed: int = option(0, "seed of the split, the weights, the batches and the score's noise")
-    device: str = option("auto", f"where to compute: {', '.join(DEVICES)}")
+    device: str = option("auto", f"where to compute: {', '.join(DEVICES)}; auto takes a GPU for large steps")
 
     def steps_for(self, rows: int) -> int:
         """Return the optimiser steps of a training on so many rows."""

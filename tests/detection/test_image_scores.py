@@ -227,7 +227,9 @@ def test_a_gpu_gives_the_same_scores(image_detector: Detector, images) -> None:
     there = image_detector.on("cuda")
     for kind in IMAGE_SCORES:
         ours, theirs = (d.log_likelihood(frame, k=4, kind=kind).value for d in (image_detector, there))
-        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-3)
+        # a density of statistics that are close to dependent multiplies their rounding
+        bound = 1e-2 if kind == "statistics" else 1e-3
+        assert theirs == pytest.approx(ours, rel=1e-5, abs=bound), kind
     assert there.heat_maps(frame) == pytest.approx(image_detector.heat_maps(frame), abs=1e-2)
 
 
