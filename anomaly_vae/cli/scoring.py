@@ -54,9 +54,9 @@ def score(model_uri: str, input: str, output: str, engine: str, master: str | No
     OUTPUT.errors.csv.
 
     An OUTPUT without an ending is a folder, of one part for each part of INPUT, which may then also be a glob or a URL
-    (s3://bucket/day/*.parquet). Repeating the command after an interruption goes on where it stopped; with a changed
-    model, setting or input it is refused. With --on-error quarantine, rows that cannot be scored are listed in
-    OUTPUT/_errors.parquet.
+    (s3://bucket/day/*.parquet); a folder of image files has a part for every 4,096 of them. Repeating the command after
+    an interruption goes on where it stopped; with a changed model, setting or input it is refused. With --on-error
+    quarantine, rows that cannot be scored are listed in OUTPUT/_errors.parquet.
 
     Exit code 3: more rows are flagged than --max-flagged allows; the output is whole all the same.
 

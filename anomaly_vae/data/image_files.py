@@ -36,7 +36,10 @@ from .images import IMAGE, frame_of
 from .pixels import FORMATS, SUFFIXES, NamedFile, format_of
 from .sources import CSV_SUFFIXES, PARQUET_SUFFIXES
 
-__all__ = ["DIGITS", "ImageError", "ImageSource", "is_images", "open_images", "write_errors"]
+__all__ = [
+    "DIGITS", "ImageError", "ImageSource", "files_in", "holds_image_tables", "is_images", "open_files", "open_images",
+    "write_errors",
+]  # fmt: skip
 
 DIGITS = "sklearn:digits"
 """Name of the built-in set."""
@@ -83,8 +86,8 @@ def open_images(path: str | Path, *, label: str | None = None, batch_rows: int =
             f"images must be a file, a folder or {DIGITS}, got {str(path)!r}, which does not exist. Check the path."
         )
     if file.is_dir():
-        images, tables = _census(file)
-        if images <= len(tables) and tables and _image_column(tables[0]):
+        if holds_image_tables(file):
+            tables = _census(file)[1]
             return _parquet(file.name or str(file), [t for t in tables if _is_parquet(t)], label, batch_rows)
         return _folder(file, label, batch_rows)
     if file.suffix.lower() in ARRAY_SUFFIXES:
@@ -92,7 +95,7 @@ def open_images(path: str | Path, *, label: str | None = None, batch_rows: int =
     if _is_parquet(file):
         return _parquet(file.name, [file], label, batch_rows)
     if file.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES):
-        return _files(file.name, [NamedFile(file, _text(file.name))], label, batch_rows)
+        return open_files(file.name, [NamedFile(file, _text(file.name))], label, batch_rows)
     raise UnreadableDataError(
         f"images must be a folder, {FORMATS}, {', '.join(ARRAY_SUFFIXES + PARQUET_SUFFIXES)}, got {file.name!r}. "
         "Convert or rename it."
@@ -135,16 +138,11 @@ def _numbered(frame: pd.DataFrame, start: int) -> pd.DataFrame:
 
 
 def _folder(root: Path, label: str | None, batch_rows: int) -> ImageSource:
-    files, passed_over = _walk(root)
-    if not files:
-        others = f" ({passed_over[0]})" if passed_over else ""
-        raise UnreadableDataError(
-            f"a folder of images must hold {FORMATS} files, got none in {str(root)!r}{others}. Check the path."
-        )
-    return _files(root.name or str(root), files, label, batch_rows, passed_over=tuple(passed_over))
+    files, passed_over = files_in(root)
+    return open_files(root.name or str(root), files, label, batch_rows, passed_over=tuple(passed_over))
 
 
-def _files(
+def open_files(
     name: str,
     files: Sequence[NamedFile],
     label: str | None,
@@ -152,6 +150,7 @@ def _files(
     *,
     passed_over: tuple[ImageError, ...] = (),
 ) -> ImageSource:
+    """Open image files as one set, called `name` in messages; see `open_images`."""
     classes = [file.name.partition("/")[0] if "/" in file.name else None for file in files]
     column = (label or LABEL) if any(c is not None for c in classes) else None
     if label is not None and column is None:
@@ -175,8 +174,22 @@ def _files(
     )
 
 
+def files_in(root: Path) -> tuple[list[NamedFile], list[ImageError]]:
+    """Return the image files under a folder in natural order, and a line for what is passed over.
+
+    Raises:
+        UnreadableDataError: There are none.
+    """
+    files, passed_over = _walk(root)
+    if not files:
+        others = f" ({passed_over[0]})" if passed_over else ""
+        raise UnreadableDataError(
+            f"a folder of images must hold {FORMATS} files, got none in {str(root)!r}{others}. Check the path."
+        )
+    return files, passed_over
+
+
 def _walk(root: Path) -> tuple[list[NamedFile], list[ImageError]]:
-    """The image files under a folder in natural order, and a line for what is passed over."""
     files: list[NamedFile] = []
     passed_over: list[ImageError] = []
     others: Counter[str] = Counter()
@@ -252,6 +265,12 @@ def _census(folder: Path) -> tuple[int, list[Path]]:
         if name.endswith(CSV_SUFFIXES + PARQUET_SUFFIXES) and not name.startswith("_"):
             tables.append(path)
     return images, tables
+
+
+def holds_image_tables(folder: Path) -> bool:
+    """Whether a folder's images lie in Parquet files rather than in files of their own."""
+    images, tables = _census(folder)
+    return bool(images <= len(tables) and tables and _image_column(tables[0]))
 
 
 def _text(name: str) -> str:

@@ -185,12 +185,10 @@ class Work:
 
     def score(self, order: Order, report: Callable[[int, int | None], None]) -> PartScored:
         """Score a part; see `parts.score_part`."""
-        from ..data.schema import Schema
         from ..models.threads import threads_worth
         from .parts import score_part
 
-        schema = self.detector.schema if isinstance(self.detector.schema, Schema) else None
-        version = self.task.model_version
+        schema, version = self.detector.schema, self.task.model_version
         with threads_worth(0):
             return score_part(self.detector, order, self.config, model_version=version, schema=schema, report=report)
 

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..data.image_parts import ImagePart, image_parts
 from ..data.images import ImageSchema
 from ..data.schema import Schema
 from ..data.sources import TableFile, fixed_part, inside, is_url, parts_of, plain
@@ -34,6 +35,7 @@ from .parts import Order, PartScored, score_part
 
 SETTINGS = ("alpha", "fdr", "k", "explain", "mc_se", "key", "group", "allow_missing", "format")
 """Settings that change what is written. `on_error` does not: parts without errors are the same either way."""
+Part = TableFile | ImagePart
 COUNTS = ("rows", "flagged", "unreliable", "unreached", "errors")
 
 
@@ -110,13 +112,16 @@ def score_folder(
 ) -> ScoredFolder:
     """Score each part of a source into a part of a folder, in constant memory.
 
+    A folder of image files has parts of some thousands of them (`data.image_parts`); images that cannot be read are
+    listed, whatever `on_error` says.
+
     Repeated after an interruption, it goes on with the parts that are not finished; after the end it only tells what
     was done. An output part has the part's name and row number, or the keys, and the columns that `batch.score_file`
     writes.
 
     Args:
         scorer: The model; a `Detector` if there are to be several processes.
-        source: See `data.sources.parts_of`.
+        source: See `data.sources.parts_of`; for a model of images `data.image_parts`.
         output: A folder, new, empty or of the same job.
         config: How to score; by default `BatchConfig()`.
         model_version: Written beside every row.
@@ -127,7 +132,7 @@ def score_folder(
     Raises:
         OutputExistsError: The folder is of another job (model, settings or input differ), or of none.
         LockedError: Another process is at work in it.
-        ConfigError: The output's place or a key cannot be used, or the model is of images.
+        ConfigError: The output's place or a key cannot be used.
         SchemaError: Rows do not fit the model, and are not to be set aside; or none does.
         UnreadableDataError: There is nothing to read, or a file was changed during the job.
         RuntimeError: A process ended.
@@ -135,14 +140,14 @@ def score_folder(
     config = config or BatchConfig()
     source, output = plain(source), Path(output)
     if isinstance(schema, ImageSchema):
-        raise ConfigError("an output of images must be a file, got a folder. Name one that ends in .parquet or .csv.")
+        config = replace(config, on_error="quarantine")
     if others is None and config.processes > 1:
         others = crew.Processes(config.processes)
     if others is not None and not isinstance(scorer, Detector):
         raise ConfigError(f"several processes must have a Detector, got {type(scorer).__name__}. Use one process.")
     names = {name for name, _ in score_fields(config)}
     check_keys(config.key, names)
-    files = parts_of(source)
+    files: Sequence[Part] = image_parts(source) if isinstance(schema, ImageSchema) else parts_of(source)
     _refuse_overlap(files, source, output)
     started = time.perf_counter()
     with opened(output, _job(scorer, files, config, model_version, schema), overwrite=config.overwrite) as folder:
@@ -172,7 +177,7 @@ def score_folder(
 
 
 def _job(
-    scorer: Scorer, files: Sequence[TableFile], config: BatchConfig, model_version: str, schema: Schema | None
+    scorer: Scorer, files: Sequence[Part], config: BatchConfig, model_version: str, schema: Schema | ImageSchema | None
 ) -> Job:
     facts = json.dumps(schema.to_dict() if schema else None, sort_keys=True)
     settings = config.to_dict()
@@ -195,7 +200,7 @@ def _job(
     )
 
 
-def _refuse_overlap(files: Sequence[TableFile], source: str, output: Path) -> None:
+def _refuse_overlap(files: Sequence[Part], source: str, output: Path) -> None:
     """Refuse an output that would be read as input, now or when the job is resumed, or would replace it."""
     local = None if is_url(source) else Path(source)
     within = local is not None and local.is_dir() and inside(output, local)
@@ -210,7 +215,7 @@ def _refuse_overlap(files: Sequence[TableFile], source: str, output: Path) -> No
 class _Meter:
     """Counts what is done of a pass, and tells."""
 
-    def __init__(self, files: Sequence[TableFile], tell: Callable[[Progress], None]) -> None:
+    def __init__(self, files: Sequence[Part], tell: Callable[[Progress], None]) -> None:
         self.sizes = [file.size for file in files]
         self.whole = sum(self.sizes) or 1
         self.tell = tell
@@ -240,11 +245,11 @@ class _Run:
     """One run of a job."""
 
     folder: OutputFolder
-    files: Sequence[TableFile]
+    files: Sequence[Part]
     config: BatchConfig
     scorer: Scorer
     model_version: str
-    schema: Schema | None
+    schema: Schema | ImageSchema | None
     meter: _Meter
     others: crew.Crew | None
     peak_bytes: int = 0

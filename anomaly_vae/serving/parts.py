@@ -6,13 +6,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
+from ..data.image_parts import ImagePart
+from ..data.image_source import ImageError
+from ..data.images import ImageSchema
 from ..data.rows import opened_parquet
 from ..data.schema import Schema
 from ..data.sources import TableFile
@@ -20,7 +23,7 @@ from ..errors import AnomalyVaeError, DataWarning, SchemaError, UnreadableDataEr
 from ..options import BatchConfig
 from .batch import Scorer, score_fields, score_frames, tables_of, written
 from .outputs import write_tables
-from .streams import beyond, stream
+from .streams import ROW, Stream, beyond, stream
 
 FILE_COLUMN = "file"
 """Beside the row number, where a job has no keys: the part that a row is of."""
@@ -34,14 +37,14 @@ class Order:
 
     Attributes:
         part: Its position in the job.
-        file: The rows.
+        file: The rows, or images.
         aside: File to write the scores into.
         errors: File to list rows in that cannot be scored; written if there are any.
         suffix: Format of the scores, `.parquet` or `.csv`.
     """
 
     part: int
-    file: TableFile
+    file: TableFile | ImagePart
     aside: Path
     errors: Path
     suffix: str
@@ -110,10 +113,12 @@ def score_part(
     config: BatchConfig,
     *,
     model_version: str = "",
-    schema: Schema | None = None,
+    schema: Schema | ImageSchema | None = None,
     report: Callable[[int, int | None], None] = lambda rows, total: None,
 ) -> PartScored:
     """Score one part into its temporary file.
+
+    Images that cannot be read are set aside in any case.
 
     Args:
         scorer: The model.
@@ -132,13 +137,16 @@ def score_part(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         try:
-            tally = _scored(careful or scorer, order, config, model_version, schema, report)
-            errors: list[tuple[int | None, str]] = [*sorted(careful.errors)] if careful else []
+            tally, unreadable = _scored(careful or scorer, order, config, model_version, schema, report)
+            errors: list[tuple[str, int | None, str]] = []
+            errors += [(order.file.name, *error) for error in sorted(careful.errors)] if careful else []
+            errors += [_listed(error, order.file) for error in unreadable]
         except SchemaError as error:
             if careful is None:
                 raise _in_file(error, order.file) from error
             order.aside.unlink(missing_ok=True)
-            tally, errors = {"rows": 0, "flagged": 0, "unreliable": 0, "unreached": 0}, [(None, _reason(error))]
+            tally = {"rows": 0, "flagged": 0, "unreliable": 0, "unreached": 0}
+            errors = [(order.file.name, None, _reason(error))]
         except AnomalyVaeError as error:
             raise _in_file(error, order.file) from error
     if order.file.now() != order.file:
@@ -146,8 +154,7 @@ def score_part(
             f"{order.file.name!r} must stay as it is during the job, and was changed. Begin anew with --overwrite."
         )
     if errors:
-        rows, reasons = zip(*errors, strict=True)
-        table = pa.table([[order.file.name] * len(errors), rows, reasons], schema=ERROR_SCHEMA)
+        table = pa.table(list(zip(*errors, strict=True)), schema=ERROR_SCHEMA)
         write_tables([table], order.errors, ".parquet", lambda _: None)
     return PartScored(
         **tally,
@@ -163,19 +170,41 @@ def _scored(
     order: Order,
     config: BatchConfig,
     model_version: str,
-    schema: Schema | None,
+    schema: Schema | ImageSchema | None,
     report: Callable[[int, int | None], None],
-) -> dict[str, int]:
-    """Write a part's scores and count them."""
-    total = _rows_of(order.file)
+) -> tuple[dict[str, int], list[ImageError]]:
+    """Write a part's scores and count them; return also the images that could not be read."""
+    total = order.file.rows if isinstance(order.file, ImagePart) else _rows_of(order.file)
     group = next(iter(beyond(schema, config.group)), None)
     data = stream(order.file, schema, batch_rows=config.batch_rows, key=config.key, label=group, may_be_empty=True)
-    fields = score_fields(config)
-    scored = score_frames(scorer, data.frames, config, model_version=model_version, schema=schema)
-    tables = tables_of((frame for frame in scored if len(frame)), data.types, fields)
-    empty = pa.schema([*data.types.items(), *fields]).empty_table()
-    named = _named(_at_least(empty, tables), order.file.name) if not config.key else _at_least(empty, tables)
-    return vars(written(named, order.aside, order.suffix, lambda rows: report(rows, total)))
+    frames, types, fields = _readable(data), data.types, score_fields(config)
+    of_files = isinstance(order.file, ImagePart) and bool(order.file.files)  # whose names tell images apart
+    by_row = not config.key and not of_files
+    if by_row and isinstance(order.file, ImagePart):
+        config, types = replace(config, key=(ROW,)), {ROW: pa.int64()}
+        frames = (frame.assign(**{ROW: frame.index}) for frame in frames)
+    scored = score_frames(scorer, frames, config, model_version=model_version, schema=schema)
+    tables = _at_least(
+        pa.schema([*types.items(), *fields]).empty_table(),
+        tables_of((frame for frame in scored if len(frame)), types, fields),
+    )
+    named = _named(tables, order.file.name) if by_row else tables
+    return vars(written(named, order.aside, order.suffix, lambda rows: report(rows, total))), data.errors
+
+
+def _readable(data: Stream) -> Iterator[pd.DataFrame]:
+    """Yield a part's frames; none where it has images alone that cannot be read."""
+    try:
+        yield from data.frames
+    except UnreadableDataError:
+        if data.source is None or sum(error.row is not None for error in data.errors) != data.source.count:
+            raise
+
+
+def _listed(error: ImageError, part: TableFile | ImagePart) -> tuple[str, int | None, str]:
+    """An image that could not be read as a line of the list: by its file, or by its row in the part."""
+    alone = isinstance(part, ImagePart) and part.files
+    return (error.file, None, error.reason) if alone or error.row is None else (part.name, error.row, error.reason)
 
 
 def _named(tables: Iterable[pa.Table], name: str) -> Iterator[pa.Table]:
@@ -204,7 +233,7 @@ def _rows_of(file: TableFile) -> int | None:
         return None  # said when the rows are read
 
 
-def _in_file(error: AnomalyVaeError, file: TableFile) -> AnomalyVaeError:
+def _in_file(error: AnomalyVaeError, file: TableFile | ImagePart) -> AnomalyVaeError:
     """The same error, naming the file."""
     if repr(file.name) in str(error):
         return error

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..data.image_files import is_images, open_images
+from ..data.image_parts import ImagePart
 from ..data.image_source import FILE, ImageError, ImageSource
 from ..data.images import ImageSchema
 from ..data.rows import opened_parquet, read_frames, read_table
@@ -73,7 +74,7 @@ def holds_images(source: str | Path) -> bool:
 
 
 def stream(
-    source: str | Path | TableFile,
+    source: str | Path | TableFile | ImagePart,
     schema: Schema | ImageSchema | None,
     *,
     batch_rows: int = 65_536,
@@ -85,7 +86,7 @@ def stream(
 
     Args:
         source: CSV or Parquet file, or a folder of them, or one of `data.sources.parts_of`; for a model of images what
-            `open_images` takes.
+            `open_images` takes, or one of `data.image_parts`.
         schema: The model's columns, or images.
         batch_rows: Rows of a frame at most.
         key: Columns to tell rows apart by: they stay text in CSV.
@@ -96,8 +97,14 @@ def stream(
         UnreadableDataError: There is nothing to read.
     """
     if isinstance(schema, ImageSchema) and not isinstance(source, TableFile):
-        opened = open_images(source, label=label, batch_rows=min(batch_rows, IMAGES_AT_ONCE))
+        rows = min(batch_rows, IMAGES_AT_ONCE)
+        if isinstance(source, ImagePart):
+            opened = source.open(label=label, batch_rows=rows)
+        else:
+            opened = open_images(source, label=label, batch_rows=rows)
         return Stream(_as_text(opened.batches(schema), key), {name: pa.string() for name in key or (FILE,)}, opened)
+    if isinstance(source, ImagePart):
+        raise ConfigError(f"a part of a table must be CSV or Parquet, got the images {source.name!r}.")
     text = {*(schema.text_columns if isinstance(schema, Schema) else ()), *key, *([label] if label else [])}
     frames = read_frames(source, batch_rows=batch_rows, text=text, may_be_empty=may_be_empty)
     return Stream(frames, _key_types(source, key))

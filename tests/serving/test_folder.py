@@ -490,11 +490,7 @@ def test_which_outputs_are_folders(tmp_path: Path) -> None:
     assert is_folder(f"{tmp_path}/v1.3/")
 
 
-def test_images_and_strangers_are_refused(detector: Detector, parts: Path, tmp_path: Path) -> None:
-    from anomaly_vae import ImageSchema
-
-    with pytest.raises(ConfigError, match="output of images must be a file"):
-        score_folder(detector, parts, tmp_path / "out", schema=ImageSchema(height=8, width=8, channels=1))
+def test_strangers_are_refused(detector: Detector, parts: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="several processes must have a Detector"):
         run(_Counting(detector), parts, tmp_path / "out", processes=2, workers=None)
     with pytest.raises(ConfigError, match="in one that exists"):
