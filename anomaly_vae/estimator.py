@@ -21,13 +21,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from . import training
 from .cards import card
-from .data.images import ImageSchema, frame_of, is_image_column
+from .data.image_column import is_image_column
+from .data.images import ImageSchema, frame_of
 from .data.rows import split_rows
 from .data.schema import Schema, named
 from .data.splits import split_frame
 from .detection.detector import Detector
 from .errors import CalibrationError, ConfigError, NotFittedError, SchemaError, TrainingWarning
-from .models.family import IMAGE_FAMILIES, Model
+from .models.family import Model, image_model
 from .models.vae import VAE
 from .options import Config, ImageConfig, TrainConfig
 from .training import Epoch, Optimiser
@@ -135,7 +136,13 @@ def _split(frame: pd.DataFrame, config: Config, key: pd.Series | None) -> dict[s
 def _check_kind(config: Config, frame: pd.DataFrame) -> None:
     if isinstance(config, TrainConfig) and is_image_column(frame):
         raise ConfigError("the settings of images must be an ImageConfig, got a TrainConfig. Pass that, or none.")
-    if isinstance(config, ImageConfig) and frame.shape[1] != 1:
+    told = isinstance(config, ImageConfig) and config.condition is not None
+    if isinstance(config, ImageConfig) and frame.shape[1] != 1 + told:
+        if told:
+            raise SchemaError(
+                f"images of a model that is told classes must come with the column {config.condition!r} and no other, "
+                f"got {frame.shape[1]} columns. Add it, or leave the others out."
+            )
         raise ConfigError(
             f"the settings of a table must be a TrainConfig, got an ImageConfig and {frame.shape[1]} columns. Pass it."
         )
@@ -146,7 +153,7 @@ def _made(frame: pd.DataFrame, config: Config, train: NDArray[np.intp]) -> tuple
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(config, ImageConfig):
-            images = ImageSchema.fit(frame, size=config.height_width, rows=train)
+            images = ImageSchema.fit(frame, size=config.height_width, rows=train, condition=config.condition)
             return images, untrained(images, config)
         beside = dict.fromkeys(filter(None, (config.split_by, config.group_by)), "ignored")
         schema = Schema.fit(frame, kinds={**config.columns, **beside}, rows=train)
@@ -157,7 +164,7 @@ def untrained(schema: Schema | ImageSchema, config: Config) -> Model:
     """Return a model of a schema, with weights from torch's global generator."""
     if isinstance(config, ImageConfig):
         assert isinstance(schema, ImageSchema)
-        return IMAGE_FAMILIES[config.model](schema.shape, config)
+        return image_model(schema.shape, config, len(schema.classes.names) if schema.classes else 0)
     assert isinstance(schema, Schema)
     return VAE(schema.modelled, config)
 

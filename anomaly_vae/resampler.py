@@ -12,7 +12,8 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .data.images import frame_of, is_image_column
+from .data.image_column import is_image_column
+from .data.images import frame_of
 from .data.schema import named
 from .debiasing.resampling import ResampleReport
 from .debiasing.selection import select

@@ -32,6 +32,7 @@ from .debiasing.stored import described, restored
 from .debiasing.weigher import ANOMALY, ISOLATED, MISLABELLED, CodedRows, Judged, Weigher
 from .detection import artifact
 from .detection.detector import Detector
+from .detection.draws import refuse_classes
 from .detection.latent import entered, posteriors
 from .detection.scores import score_rows
 from .errors import ArtifactError, ConfigError, SchemaError
@@ -307,7 +308,11 @@ def coded(
         frame: Rows of its schema, n; other columns are not looked at.
         config: Names the guards: p-values are computed where one needs them.
         labels: Label of each row, (n,).
+
+    Raises:
+        ConfigError: The model is told classes: codes hold what a class leaves open, and say nothing of how rare it is.
     """
+    refuse_classes(detector.schema, "a resampling's detector")
     names = set(detector.schema.names)
     x = detector.encode(frame[[name for name in frame.columns if name in names]])
     codes, log_scales = posteriors(detector.model, x)

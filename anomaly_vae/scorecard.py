@@ -34,6 +34,7 @@ from sklearn.decomposition import PCA
 from .comparison.results import plain, restored
 from .data.images import ImageSchema
 from .detection.detector import Detector
+from .detection.draws import refuse_classes
 from .detection.latent import posteriors
 from .detection.scores import densities_of
 from .errors import ConfigError, SchemaError, ShapeError
@@ -163,12 +164,14 @@ def make_scorecard(
     Raises:
         SchemaError: Fewer than 60 rows, or not the model's.
         ShapeError: There are not as many classes as rows.
-        ConfigError: A classifier's features are asked for, and there are no classes, or no probabilities of them.
+        ConfigError: A classifier's features are asked for, and there are no classes, or no probabilities of them; or
+            the model is told classes.
 
     References:
         See `evaluation.generation`, `evaluation.latents` and `evaluation.disentanglement`.
     """
     config = config or ScorecardConfig()
+    refuse_classes(detector.schema, "a scorecard")
     if len(frame) < 3 * FEWEST:
         raise SchemaError(
             f"data for a scorecard must have at least {3 * FEWEST} rows, got {len(frame)}. Give more: fewer do not say "

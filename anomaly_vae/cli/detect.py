@@ -34,6 +34,9 @@ EXPLAINED_COLUMNS = 8
 @click.option("--drop", multiple=True, metavar="COL", help="Column to leave out; may be repeated.")
 @click.option("--split-by", metavar="COL", help="Column of times: the latest rows calibrate. Left out of the model.")
 @click.option("--group-by", metavar="COL", help="Column of groups held out whole. Left out of the model.")
+@click.option(
+    "--condition", metavar="COL", help="Column of classes that a model of images is told: of a folder its sub-folders."
+)
 @click.option("--config", type=click.Path(), metavar="FILE.toml", help="Settings and declared columns (see `schema`).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated.")
 @click.option("--seed", type=int, help="Seed of split, weights, batches and noise.")
@@ -53,11 +56,15 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     By default the rows that set thresholds are drawn at random. Where the rows to be scored are later ones, or of new
     machines, a promise is kept with --split-by, a column of times, or --group-by, a column of machines.
 
+    With --condition a model of images learns p(image|class): an image is then judged as one of its class, which has to
+    be there when it is scored. Of a folder the class is the sub-folder, and COL any name for it.
+
     \b
     Example:
       anomaly-vae train normal.csv --name pumps --set latent=8
       anomaly-vae train normal.csv --name pumps --split-by measured_at
       anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
+      anomaly-vae train photos/ --name castings --condition mould
       anomaly-vae train normal.parquet --name pumps --engine spark --master spark://host:7077 --processes 4
     """
     from ..data.rows import labels
@@ -68,7 +75,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     config = _settings(given, images=streams.holds_images(data))
     label, truth = given["label"], None
     if isinstance(config, ImageConfig):
-        read = streams.read_images(data, label=label, size=config.height_width)
+        read = streams.read_images(data, label=label, condition=config.condition, size=config.height_width)
     else:
         read = streams.read_all(data)
     frame = without(read.frame, given["drop"])
@@ -120,7 +127,13 @@ def _settings(given: Mapping[str, Any], *, images: bool) -> TrainConfig | ImageC
         raise ConfigError(
             "rows must be of a table to be split by a column, got images. Drop --split-by and --group-by."
         )
-    return kind.from_mapping({**config.to_dict(), **splits})
+    told = {} if given["condition"] is None else {"condition": given["condition"]}
+    if told and not images:
+        raise ConfigError(
+            "a model that is told classes must be of images, got a table. Leave --condition out: a column of classes "
+            "is then one of the model's own, and rows are strange where it does not fit the others."
+        )
+    return kind.from_mapping({**config.to_dict(), **splits, **told})
 
 
 def _trainers(engine: str, master: str | None, processes: int | None) -> Callable[[Path], Elsewhere] | None:

@@ -134,8 +134,8 @@ def scorecard(model_uri: str, data: str, as_json: bool, **given: Any) -> None:
 @click.argument("model_uri")
 @click.argument("output", type=click.Path())
 @click.option("--data", type=click.Path(), help="Rows, or images, to start from; for decompress the packed file.")
-@click.option("--label", help="Column of classes, for --class.")
-@click.option("--class", "wanted", help="sample: the class to draw.")
+@click.option("--label", help="Column of classes, for --class of a model that is told none.")
+@click.option("--class", "wanted", help="sample: the class to draw. A model that is told classes decodes codes for it.")
 @click.option("--attribute", help="attribute: column that is true or 1 for rows that have it.")
 @click.option("--balance", help="attribute: column of another attribute, which is to stay as it is.")
 @click.option("--remove", is_flag=True, help="attribute: take it away instead.")
@@ -147,7 +147,8 @@ def generate(model_uri: str, output: str, as_json: bool, **given: Any) -> None:
     """Make rows from codes into OUTPUT: .parquet or .csv, or of images also .png.
 
     \b
-    sample        rows drawn from the model, or of one class (--data, --label, --class)
+    sample        rows drawn from the model, or of one class: --class of a model trained with --condition, and of
+                  others --class, --data and --label: rows like those
     reconstruct   each row of --data as its code says it
     denoise       without what the model takes for noise
     impute        missing cells filled in, the others as they are
@@ -160,6 +161,7 @@ def generate(model_uri: str, output: str, as_json: bool, **given: Any) -> None:
       anomaly-vae generate models:/pumps@champion drawn.parquet --rows 1000
       anomaly-vae generate models:/pumps@champion filled.parquet --what impute --data gaps.csv
       anomaly-vae generate models:/castings@champion between.png --what interpolate --data photos/ --rows 6
+      anomaly-vae generate models:/digits@champion sevens.png --class 7 --rows 36
     """
     names = ("label", "wanted", "attribute", "balance", "remove", "expected")
     named = {name: given.pop(name) for name in names}
@@ -182,6 +184,7 @@ def generate(model_uri: str, output: str, as_json: bool, **given: Any) -> None:
 @click.argument("output", type=click.Path())
 @click.option("--data", type=click.Path(), help="Rows, or images; manifold and traversals need none.")
 @click.option("--label", help="map: column to colour by; by default the anomaly score.")
+@click.option("--class", "wanted", help="manifold, traversals: the class to decode for, of a model that is told some.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @options_of(LatentConfig)
 @as_json
@@ -201,7 +204,7 @@ def latent(model_uri: str, output: str, as_json: bool, **given: Any) -> None:
       anomaly-vae latent models:/pumps@champion map.png --data today.parquet --label site
       anomaly-vae latent models:/castings@champion manifold.png --what manifold
     """
-    data, label, overwrite = (given.pop(name) for name in ("data", "label", "overwrite"))
+    data, label, wanted, overwrite = (given.pop(name) for name in ("data", "label", "wanted", "overwrite"))
     config = LatentConfig.from_mapping(given)
     from ..serving import tracking, uses
     from ..serving.made import refuse_existing
@@ -210,7 +213,7 @@ def latent(model_uri: str, output: str, as_json: bool, **given: Any) -> None:
     refuse_existing(path, overwrite=overwrite)
     model = tracking.load(model_uri)
     uses.check_place(path, model.detector, config.what)
-    made = uses.shown(model.detector, config, data, label)
+    made = uses.shown(model.detector, config, data, label, wanted=wanted)
     uses.write_made(made, path, model.detector)
     _tell(made.facts, made.frame, path, model.uri, as_json)
 

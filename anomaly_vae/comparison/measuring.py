@@ -119,8 +119,7 @@ def network_errors(model: Model, x: Tensor, data: Prepared) -> Tensor:
         z = model.posterior(block)[0]
         given = getattr(model, "reconstruct_given", None)
         expected = model.reconstruct(z) if given is None else given(z, block)
-        rows = block if given is None else block[:, :-1]
-        parts.append(cell_errors(rows, expected, data.columns))
+        parts.append(cell_errors(block[:, : expected.shape[1]], expected, data.columns))  # without a class
     return torch.cat(parts)
 
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..data.images import ImageSchema, is_image_column
+from ..data.image_column import is_image_column
+from ..data.images import ImageSchema
 from ..data.rows import split_rows
 from ..data.schema import Column, Schema, named
 from ..errors import DataWarning, SchemaError, ShapeError

@@ -1,16 +1,16 @@
 """A column of images, and the way between it and the array that a model sees.
 
 A set of images is a table with one column of them (see `pixels.pixels_of` for what a cell may hold). The encoded array
-has shape (n, c * h * w), uint8: every image at the schema's size, channel by channel, row by row.
+has shape (n, c * h * w), uint8: every image at the schema's size, channel by channel, row by row. For a model of
+p(x|class) the number of its class follows, (n, c * h * w + 1).
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import SchemaError, UnreadableImageError
-from .pixels import format_of, has_colour, in_order, pixels_of, quantised, with_channels
+from .classes import Classes, Fault
+from .image_column import IMAGE as IMAGE
+from .image_column import alike, cells_of, checked, only_column
+from .pixels import has_colour, in_order, pixels_of, quantised, with_channels
 
-IMAGE = "image"
-"""Default name of the column of images."""
 LARGEST_OWN = 128
 """Images that are all of one size keep it up to this many pixels a side."""
 RESIZED_TO = 64
@@ -35,9 +36,6 @@ LARGEST = 1024
 """Pixels a side at most where a size is given."""
 _CHUNK = 512
 _LIGHT = 1 << 14
-
-Fault = tuple[int, str]
-"""Position of a row and the rule its image broke: "must ..., got ...". """
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,13 @@ class ImageSchema:
         width: Pixels, w.
         channels: 1 = grey, 3 = RGB, c.
         column: Name of the column of images.
+        classes: What a model of p(x|class) is told of each image; None for a model of p(x).
 
     Example:
         >>> frame = frame_of(np.zeros((5, 8, 8), np.uint8))
         >>> schema = ImageSchema.fit(frame)
         >>> schema
-        ImageSchema(height=8, width=8, channels=1, column='image')
+        ImageSchema(height=8, width=8, channels=1, column='image', classes=None)
         >>> schema.encode(frame).shape
         (5, 64)
     """
@@ -76,6 +75,7 @@ class ImageSchema:
     width: int
     channels: int
     column: str = IMAGE
+    classes: Classes | None = None
 
     kind: ClassVar[str] = "image"
 
@@ -88,6 +88,8 @@ class ImageSchema:
                 raise SchemaError(f"the {name} of images must be {rule}, got {value!r}. Choose another.")
         if not isinstance(self.column, str) or not self.column:
             raise SchemaError(f"the column of images must have a name, got {self.column!r}. Name it.")
+        if self.classes is not None and self.classes.column == self.column:
+            raise SchemaError(f"images and classes must be two columns, got {self.column!r} for both. Rename one.")
 
     @classmethod
     def fit(
@@ -97,6 +99,7 @@ class ImageSchema:
         size: int | tuple[int, int] | None = None,
         rows: NDArray[np.intp] | None = None,
         column: str | None = None,
+        condition: str | None = None,
     ) -> Self:
         """Choose size and channels by the images; see `of_looks` for the rule.
 
@@ -105,15 +108,17 @@ class ImageSchema:
             size: Side, or height and width, in pixels.
             rows: Positions of the training rows. As with `Schema`, what the column is, is judged by all rows.
             column: Name of the column; by default the only one, or the one named "image".
+            condition: Column of classes, for a model of p(x|class).
 
         Raises:
-            SchemaError: There is no such column, no row, or an image that cannot be read.
+            SchemaError: There is no such column, no row, or an image that cannot be read; see also `Classes.fit`.
         """
         frame = images if isinstance(images, pd.DataFrame) else frame_of(images, column=column or IMAGE)
-        name = column or _only_column(frame)
-        looks, faults = looks_each(_cells(frame, name))
+        classes = None if condition is None else Classes.fit(frame, condition, rows=rows)
+        name = column or only_column(frame if condition is None else frame.drop(columns=condition))
+        looks, faults = looks_each(cells_of(frame, name))
         _refuse_faults(frame, name, faults)
-        return cls.of_looks(looks, size=size, column=name)
+        return replace(cls.of_looks(looks, size=size, column=name), classes=classes)
 
     @classmethod
     def of_looks(
@@ -147,29 +152,29 @@ class ImageSchema:
 
     @property
     def width_flat(self) -> int:
-        """Values of an encoded row, c * h * w."""
+        """Levels of an encoded row, c * h * w."""
         return self.channels * self.height * self.width
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the modelled columns: the column of images."""
-        return (self.column,)
+        """Names of the columns that a row must have: that of images, and that of classes if there is one."""
+        return (self.column,) if self.classes is None else (self.column, self.classes.column)
 
     @property
     def text_columns(self) -> frozenset[str]:
         """Columns whose cells are text for a CSV reader: images as base64."""
-        return frozenset({self.column})
+        return frozenset(self.names)
 
     def encode(self, frame: pd.DataFrame, *, allow_missing: bool = False) -> NDArray[np.uint8]:
-        """Return images as the model's array, shape (n, c * h * w).
+        """Return images as the model's array, shape (n, c * h * w), with the class's number last if there are classes.
 
         Args:
-            frame: Rows, n; other columns than that of images are not looked at.
+            frame: Rows, n; other columns than `names` are not looked at.
             allow_missing: Of no effect, since without its only column there is nothing to score.
 
         Raises:
-            SchemaError: The column is absent, or cells are no images: every cell is looked at, the first that is bad
-                is named, and `error.faults` has all of them.
+            SchemaError: A column is absent, cells are no images, or a class is unknown: every cell is looked at, the
+                first that is bad is named, and `error.faults` has all of them.
         """
         x, faults = self.encode_each(frame)
         _refuse_faults(frame, self.column, faults)
@@ -179,52 +184,77 @@ class ImageSchema:
         """Encode what can be read, and say what cannot.
 
         Returns:
-            The readable images in order, shape (n - faults, c * h * w), and for each of the others its position in the
+            The readable images in order, as `encode` returns them, and for each of the others its position in the
             frame and the rule it broke, "must ..., got ...", without a subject.
 
         Raises:
-            SchemaError: The column is absent.
+            SchemaError: A column is absent.
         """
-        cells = _cells(frame, self.column)
-        alike = _alike(cells)
-        if alike is not None:
-            return self._encode_alike(alike)
+        if self.classes is None:
+            return self._levels_each(frame)
+        numbers, unknown = self.classes.numbers(frame)
+        x, unreadable = self._levels_each(frame)
+        reasons = {**dict(unknown), **dict(unreadable)}
+        of_x = np.delete(numbers, [i for i, _ in unreadable])
+        known = of_x >= 0
+        return np.column_stack([x[known], of_x[known].astype(np.uint8)]), sorted(reasons.items())
+
+    def _levels_each(self, frame: pd.DataFrame) -> tuple[NDArray[np.uint8], list[Fault]]:
+        cells = cells_of(frame, self.column)
+        together = alike(cells)
+        if together is not None:
+            return self._encode_alike(together)
         out = np.empty((len(cells), self.width_flat), dtype=np.uint8)
         faults: list[Fault] = []
         good = self._put(out, cells, faults)
         return out[:good], faults
 
     def encode_array(self, array: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return an array of images (n, h, w) or (n, h, w, c) as the model's array, (n, c * h * w).
+        """Return the levels of an array of images (n, h, w) or (n, h, w, c), (n, c * h * w).
 
         Raises:
             SchemaError: The shape is another, or values are outside their range (see `pixels.quantised`).
         """
-        x, faults = self._encode_alike(_checked(array))
+        x, faults = self._encode_alike(checked(array))
         _refuse_faults(pd.DataFrame(index=pd.RangeIndex(len(array))), self.column, faults)
         return x
 
     def pixels(self, x: NDArray[Any]) -> NDArray[np.uint8]:
         """Return encoded rows, or values from 0 to 255 drawn from a model, as images (n, h, w) or (n, h, w, 3)."""
-        values = np.asarray(x)
+        values = np.asarray(x)[:, : self.width_flat]
         if values.dtype != np.uint8:
             values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
         planes = values.reshape(-1, *self.shape)
         return planes[:, 0] if self.channels == 1 else np.ascontiguousarray(np.moveaxis(planes, 1, 3))
 
     def decode(self, x: NDArray[Any]) -> pd.DataFrame:
-        """Return encoded rows (n, c * h * w) as a table of PNG files in bytes."""
+        """Return encoded rows as a table of PNG files in bytes, and their classes if there are any."""
         cells = pd.Series([png_of(image) for image in self.pixels(x)], dtype=object)
-        return pd.DataFrame({self.column: cells})
+        frame = pd.DataFrame({self.column: cells})
+        if self.classes is not None:
+            frame[self.classes.column] = self.classes.texts(np.asarray(x)[:, self.width_flat])
+        return frame
+
+    @property
+    def called(self) -> str:
+        """What rows are, in words: "images of 28 x 28"."""
+        given = "" if self.classes is None else f" given one of {len(self.classes.names)} classes"
+        return f"images of {self.height} x {self.width}{' in colour' if self.channels == 3 else ''}{given}"
 
     def described(self) -> list[dict[str, Any]]:
-        """Return what is known of the column of images, JSON-able, for people."""
+        """Return what is known of the columns, JSON-able, for people."""
         size = f"{self.height} x {self.width} x {self.channels}"
-        return [{"name": self.names[0], "kind": "image", "dtype": "bytes", "reason": size}]
+        found = [{"name": self.column, "kind": "image", "dtype": "bytes", "reason": size}]
+        if self.classes is not None:
+            known = f"{len(self.classes.names)} classes"
+            found.append({"name": self.classes.column, "kind": "class", "dtype": "string", "reason": known})
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able facts; `from_dict` is the inverse."""
-        return {"kind": self.kind, **asdict(self)}
+        facts = {"kind": self.kind, **asdict(self)}
+        del facts["classes"]
+        return facts if self.classes is None else {**facts, "classes": self.classes.to_dict()}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Self:
@@ -234,11 +264,13 @@ class ImageSchema:
             SchemaError: The facts are not those of a schema of images.
         """
         known = {"kind", "height", "width", "channels", "column"}
-        if not isinstance(facts, Mapping) or set(facts) != known or facts["kind"] != cls.kind:
+        if not isinstance(facts, Mapping) or set(facts) - {"classes"} != known or facts["kind"] != cls.kind:
             raise SchemaError(
                 f"a stored schema of images must have {sorted(known)}, got another. Save the model again."
             )
-        return cls(**{name: value for name, value in facts.items() if name != "kind"})
+        classes = Classes.from_dict(facts["classes"]) if "classes" in facts else None
+        own = {name: value for name, value in facts.items() if name not in ("kind", "classes")}
+        return cls(**own, classes=classes)
 
     def _encode_cell(self, cell: Any) -> NDArray[np.uint8]:
         return self._flat(pixels_of(cell, size=self.size)[None])[0]
@@ -292,7 +324,7 @@ def frame_of(images: NDArray[Any], *, column: str = IMAGE) -> pd.DataFrame:
     Raises:
         SchemaError: The array has another shape.
     """
-    array = _checked(images)
+    array = checked(images)
     cells = np.empty(len(array), dtype=object)
     for i, image in enumerate(array):
         cells[i] = image
@@ -311,7 +343,7 @@ def looks_of(cell: Any) -> Looks:
 
 def looks_each(cells: Sequence[Any]) -> tuple[list[Looks], list[Fault]]:
     """Return the looks of what can be read, and position and reason of what cannot; see `ImageSchema.encode_each`."""
-    array = _alike(cells)
+    array = alike(cells)
     if array is None:
         return _parted(_each(looks_of, cells))
     looks: list[Looks] = []
@@ -374,64 +406,11 @@ def _chosen_size(looks: Sequence[Looks]) -> tuple[int, int]:
     return height, width
 
 
-def _cells(frame: pd.DataFrame, column: str) -> list[Any]:
-    matches = [i for i, name in enumerate(frame.columns) if str(name) == column]
-    if not matches:
-        names = [str(name) for name in frame.columns]
-        near = difflib.get_close_matches(column, names, n=1) or names[:1] * (len(names) == 1)
-        hint = f"Is it {near[0]!r}? Rename it." if near else f"The table has {', '.join(map(repr, names[:8]))}."
-        raise SchemaError(f"a table of images must have the column {column!r}, got none. {hint}", absent=(column,))
-    if len(matches) > 1:
-        raise SchemaError(f"column names must differ, got {column!r} more than once. Rename one.", column=column)
-    return frame.iloc[:, matches[0]].tolist()
-
-
-def _only_column(frame: pd.DataFrame) -> str:
-    names = [str(name) for name in frame.columns]
-    return names[0] if len(names) == 1 else IMAGE
-
-
-def _alike(cells: Sequence[Any]) -> NDArray[Any] | None:
-    """The cells as one array (n, h, w) or (n, h, w, c), if they are arrays of one valid shape and dtype."""
-    if not cells or not all(isinstance(cell, np.ndarray) for cell in cells):
-        return None
-    first = cells[0]
-    if first.size == 0 or first.ndim not in (2, 3) or (first.ndim == 3 and first.shape[2] not in (1, 3)):
-        return None
-    if any(cell.shape != first.shape or cell.dtype != first.dtype for cell in cells):
-        return None
-    return np.stack(cells)
-
-
-def _checked(images: NDArray[Any]) -> NDArray[Any]:
-    array = np.asarray(images)
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape[1:]:
-        hint = " Channels come last." if array.ndim == 4 and array.shape[1] in (1, 3) else ""
-        raise SchemaError(
-            f"an array of images must have the shape (n, h, w), (n, h, w, 1) or (n, h, w, 3), got {array.shape}."
-            f"{hint} Reshape or convert it."
-        )
-    return array
-
-
 def _refuse_faults(frame: pd.DataFrame, column: str, faults: Sequence[Fault]) -> None:
     if not faults:
         return
     position, reason = faults[0]
     label = frame.index[position]
     row = label.item() if isinstance(label, np.generic) else label
-    others = f" {len(faults) - 1} more of {len(frame)} images are unreadable." if len(faults) > 1 else ""
+    others = f" {len(faults) - 1} more of {len(frame)} images cannot be used." if len(faults) > 1 else ""
     raise SchemaError(f"the image in row {row!r} {reason}{others}", column=column, row=row, faults=tuple(faults))
-
-
-def is_image_column(frame: pd.DataFrame) -> bool:
-    """Whether a table is one column of images: arrays, Pillow images, or bytes that begin as an image file does."""
-    if frame.shape[1] != 1 or not len(frame):
-        return False
-    column = frame.iloc[:, 0]
-    if column.dtype != object:
-        return False
-    cell = next((cell for cell in column if cell is not None), None)
-    if isinstance(cell, bytes | bytearray | memoryview):
-        return format_of(bytes(cell[:16])) is not None
-    return isinstance(cell, Image.Image) or (isinstance(cell, np.ndarray) and cell.ndim in (2, 3))

@@ -202,6 +202,11 @@ class Schema:
         cells = {c.name: decode_cells(np.asarray(x)[:, j], c) for j, c in enumerate(self.modelled)}
         return pd.DataFrame(cells)
 
+    @property
+    def called(self) -> str:
+        """What rows are, in words: "rows of 5 columns"."""
+        return f"rows of {len(self.modelled)} columns"
+
     def described(self) -> list[dict[str, Any]]:
         """Return what is known of each column, JSON-able, for people."""
         return [{"name": c.name, "kind": c.kind, "dtype": c.dtype, "reason": c.reason} for c in self.columns]

@@ -40,7 +40,7 @@ from ..data.profile import Profile
 from ..data.schema import Schema
 from ..errors import AnomalyVaeError, ArtifactError, OutputExistsError
 from ..models.conv import ImageVAE
-from ..models.family import IMAGE_FAMILIES, Model
+from ..models.family import Model, image_model
 from ..models.mixture import ClassMixture
 from ..models.subspace import FEATURES, SubspaceMixture
 from ..models.vae import VAE
@@ -66,6 +66,8 @@ LATER_SETTINGS: dict[str, Any] = {
     "group_by": None,
 }
 """Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
+LATER_IMAGE_SETTINGS: dict[str, Any] = {"condition": None}
+"""The same of images, where files of format 4 may lack them."""
 DAMAGES = (
     *(AnomalyVaeError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError),
     *(OverflowError, MemoryError, RuntimeError),  # of which deep nesting is one
@@ -96,7 +98,7 @@ def digest_of(detector: Detector) -> str:
 
 
 def _digest(config: dict[str, Any], schema: dict[str, Any], tensors: bytes) -> str:
-    config = {k: v for k, v in config.items() if (k, v) not in LATER_SETTINGS.items()}
+    config = {k: v for k, v in config.items() if (k, v) not in (LATER_SETTINGS | LATER_IMAGE_SETTINGS).items()}
     described = json.dumps([config, schema], sort_keys=True).encode()
     return hashlib.sha256(described + hashlib.sha256(tensors).digest()).hexdigest()
 
@@ -256,10 +258,13 @@ def _of_images(facts: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Image
             f"the model must be used with the compressor it was trained with, {facts['compressor']}, got {COMPRESSOR}: "
             "compressed lengths are part of its score. Train again, or restore that environment."
         )
-    config, schema = ImageConfig.from_mapping(facts["config"]), ImageSchema.from_dict(facts["schema"])
+    config = ImageConfig.from_mapping({**LATER_IMAGE_SETTINGS, **facts["config"]})
+    schema = ImageSchema.from_dict(facts["schema"])
+    if (config.condition is None) is not (schema.classes is None):
+        raise altered(CONFIG, "its settings and its schema differ in whether the model is told classes")
     _refuse_giants(config.blocks * config.channels**2 + config.latent, weights)
     with torch.random.fork_rng(devices=[]):
-        model = IMAGE_FAMILIES[config.model](schema.shape, config)
+        model = image_model(schema.shape, config, len(schema.classes.names) if schema.classes else 0)
     for name in FEATURES:
         if (first := f"companions.{name}.directions") in weights:
             classes = len(weights[f"companions.{name}.log_weights"])
@@ -294,8 +299,8 @@ def golden_records(detector: Detector) -> list[dict[str, Any]]:
     """Return rows drawn from the model as JSON has them; images as PNG in base64."""
     rows = detector.sample(GOLDEN_ROWS, seed=detector.config.seed)
     if isinstance(detector.schema, ImageSchema):
-        column = detector.schema.column
-        return [{column: base64.b64encode(png).decode()} for png in rows[column]]
+        rows[detector.schema.column] = [base64.b64encode(png).decode() for png in rows[detector.schema.column]]
+        return [{str(name): cell for name, cell in row.items()} for row in rows.to_dict("records")]
     return [{name: plain(cell) for name, cell in row.items()} for row in rows.to_dict("records")]
 
 

@@ -29,13 +29,8 @@ from . import artifact
 from .adaptive import MAX_K, LogLikelihoods, log_likelihoods
 from .attribution import attributions
 from .calibration import Calibration, check_rates, judged
-from .image_scores import (
-    fitted_density,
-    heat_maps,
-    image_attributions,
-    reconstructions,
-    score_images,
-)
+from .draws import drawn
+from .image_scores import fitted_density, heat_maps, image_attributions, reconstructions, score_images
 from .kept import Kept
 from .latent import entered, posteriors
 from .missing import charged, expected_costs, total
@@ -284,10 +279,18 @@ class Detector:
         """
         return entered(self.model, self.encode(frame).to(self.device))
 
-    def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
-        """Return n rows drawn from the model, in the user's columns and dtypes."""
-        x = self.model.sample(n, torch.Generator().manual_seed(seed))
-        return self.schema.decode(x.numpy())
+    def sample(self, n: int, *, seed: int = 0, given: Any = None) -> pd.DataFrame:
+        """Return n rows drawn from the model, in the user's columns and dtypes.
+
+        Args:
+            n: Rows.
+            seed: Of the draws.
+            given: Class to draw of a model that is told classes; by default all, as often as training had them.
+
+        Raises:
+            ConfigError: The class is unknown, or the model is told none.
+        """
+        return self.schema.decode(drawn(self.model, self.schema, n, seed=seed, given=given).numpy())
 
     def heat_maps(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         """Return what each pixel of images costs beyond a perfect reconstruction, nats, (n, h, w).
@@ -314,7 +317,7 @@ class Detector:
             ConfigError: The detector is of tables.
         """
         x, model = self.encode(frame), self._images("pixels")
-        return x.reshape(len(x), *model.shape).permute(0, 2, 3, 1).numpy()
+        return model.levels(x).reshape(len(x), *model.shape).permute(0, 2, 3, 1).numpy()
 
     def reconstruct(self, frame: pd.DataFrame) -> NDArray[np.uint8]:
         """Return the model's reconstruction of images, from the posterior means, (n, h, w, c) levels.
@@ -354,10 +357,7 @@ class Detector:
     @property
     def kind(self) -> str:
         """What it was trained on, in words: "rows of 5 columns" or "images of 28 x 28"."""
-        if isinstance(self.schema, Schema):
-            return f"rows of {len(self.schema.modelled)} columns"
-        colours = " in colour" if self.schema.channels == 3 else ""
-        return f"images of {self.schema.height} x {self.schema.width}{colours}"
+        return self.schema.called
 
     @cached_property
     def digest(self) -> str:

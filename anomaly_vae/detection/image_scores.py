@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..models.conv import ImageVAE
 from ..models.subspace import companion_statistics
 from .attribution import DEPENDENCE, LATENT, OTHERS
@@ -39,7 +41,8 @@ STATISTICS = (
     "corrected", "kl", "complexity", "pixel_density", "pixel_residual", "edge_density", "edge_residual",
 )  # fmt: skip
 """What the default score looks at: the corrected bound, the KL term and the compressed length, in nats; then, for the
-companions of pixels and of edges, the log density within their subspace and the log of the energy left."""
+companions of pixels and of edges, the log density within their subspace and the log of the energy left. The first two
+are given the class, of a model that is told it."""
 IMAGE_SCORES = ("statistics", "corrected", *(name for name in SCORES if name != "ensemble"))
 COMPONENTS = 3
 PIECE = 4096
@@ -61,8 +64,9 @@ def statistics(model: ImageVAE, x: Tensor, *, noise: Tensor) -> tuple[NDArray[np
     for part in x.split(PIECE):
         log_px, log_w = (t.numpy() for t in densities_of(model, part, noise))
         best = _best(model, part)
-        lengths = np.broadcast_to(compressed_nats(part.cpu().numpy(), model.shape), log_px.shape)
-        beside = companion_statistics(model.companions, part, model.shape).cpu().numpy()
+        levels = model.levels(part)
+        lengths = np.broadcast_to(compressed_nats(levels.cpu().numpy(), model.shape), log_px.shape)
+        beside = companion_statistics(model.companions, levels, model.shape).cpu().numpy()
         others = [np.broadcast_to(column, log_px.shape) for column in beside.T]
         of_samples = np.stack([log_w - best, log_px - log_w, lengths, *others], -1)
         samples.append(of_samples)
@@ -86,13 +90,20 @@ def score_images(
         noise: Standard normal draws, (k, l), shared by all images.
         kind: A name in `IMAGE_SCORES`.
         density: Of the statistics; for that kind alone.
+
+    Raises:
+        ConfigError: The kind is `statistics`, and there is no density of them.
     """
     if kind in SCORES:
         return score_rows(model, x, noise=noise, kind=kind)
     if kind == "corrected":
         scores = score_rows(model, x, noise=noise, kind="elbo")
         return Scores(scores.value + _best(model, x), scores.mc_se, scores.ess)
-    assert density is not None
+    if density is None:
+        raise ConfigError(
+            "the score statistics must be that of a model which has their density, got one without: no images were "
+            "held out for validation. Take corrected, elbo or likelihood."
+        )
     means, samples = statistics(model, x, noise=noise)
     value = -density.log_prob(means)
     error = np.full(len(x), np.nan)
@@ -112,7 +123,16 @@ def heat_maps(model: ImageVAE, x: Tensor, *, noise: Tensor) -> NDArray[np.float6
         x: Encoded images, (n, m), levels.
         noise: The noise of the score, (k, l).
     """
-    return split_scores(model, x, noise=noise, kind="elbo").columns + model.best(x).double().cpu().numpy()
+    return _of_pixels(model, split_scores(model, x, noise=noise, kind="elbo").columns) + _best_of_pixels(model, x)
+
+
+def _of_pixels(model: ImageVAE, nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the parts (n, c h w) of columns' nats (n, m): a class that the model is told costs none."""
+    return nats[:, : math.prod(model.shape)]
+
+
+def _best_of_pixels(model: ImageVAE, x: Tensor) -> NDArray[np.float64]:
+    return model.best(x).double().cpu().numpy()
 
 
 def _best(model: ImageVAE, x: Tensor) -> NDArray[np.float64]:
@@ -197,7 +217,9 @@ def pixel_attributions(model: ImageVAE, x: Tensor, *, noise: Tensor, kind: str, 
         part. The nats sum to the score.
     """
     split = split_scores(model, x, noise=noise, kind=kind if kind in SCORES else "elbo")
-    nats = split.columns if kind in SCORES else split.columns + model.best(x).double().cpu().numpy()
+    nats = _of_pixels(model, split.columns)
+    if kind not in SCORES:
+        nats = nats + _best_of_pixels(model, x)
     order = np.argsort(-nats, axis=1, kind="stable")[:, :top]
     expected = reconstructions(model, x).transpose(0, 3, 1, 2).reshape(len(x), -1)
     texts = []
@@ -224,7 +246,7 @@ def reconstructions(model: ImageVAE, x: Tensor) -> NDArray[np.uint8]:
     """Return the reconstruction of images from their posterior means, (n, h, w, c), levels 0 to 255."""
     parts = []
     for part in x.split(PIECE // 16):
-        levels = model.reconstruct(model.posterior(part)[0])
+        levels = model.reconstruct_given(model.posterior(part)[0], part)
         parts.append(levels.round().clamp(0, 255).to(torch.uint8).reshape(len(part), *model.shape).cpu())
     joined = torch.cat(parts) if parts else torch.empty(0, *model.shape, dtype=torch.uint8)
     return joined.permute(0, 2, 3, 1).numpy()

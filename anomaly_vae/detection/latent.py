@@ -24,9 +24,13 @@ def posteriors(model: Model, x: Tensor) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def entered(model: Model, x: Tensor) -> NDArray[np.float32]:
-    """Return what the encoder sees of encoded rows (n, m): standardised cells and indicators, or pixels, (n, d)."""
-    width = model.input(x[:1]).shape[1] if len(x) else 0
-    return _blockwise(model, x, model.input, width)
+    """Return what the encoder sees of encoded rows (n, m): standardised cells and indicators, or pixels, (n, d).
+
+    Not the class that a model is told of an image: it is a number without a scale.
+    """
+    seen = model.seen if isinstance(model, ImageVAE) else model.input
+    width = seen(x[:1]).shape[1] if len(x) else 0
+    return _blockwise(model, x, seen, width)
 
 
 @torch.inference_mode()

@@ -163,12 +163,12 @@ def resynthesise(
     z = space.encode(frame)
     moved = vector.set(z, present=present, strength=strength)
     if not keep_residual:
-        return space.decode(moved).set_axis(frame.index)
+        return space.decode(moved, like=frame).set_axis(frame.index)
     if not space.images:
         raise ConfigError("a residual must be that of images, got a table's rows. Leave keep_residual out.")
     x = space.detector.encode(frame).numpy().astype(np.float64)
-    left = x - space.decode_encoded(z)
-    levels = np.clip(np.round(space.decode_encoded(moved) + left), 0, 255).astype(np.uint8)
+    left = x - space.decode_encoded(z, like=frame)
+    levels = np.clip(np.round(space.decode_encoded(moved, like=frame) + left), 0, 255).astype(np.uint8)
     return space.schema.decode(levels).set_axis(frame.index)
 
 

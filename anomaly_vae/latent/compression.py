@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..detection.draws import refuse_classes
 from ..errors import ArtifactError, ConfigError
 from .space import LatentSpace
 
@@ -67,9 +68,10 @@ def compress(space: LatentSpace, frame: pd.DataFrame, *, step: float = 1.0) -> t
         step: Width of a step, in mean posterior standard deviations of each dimension.
 
     Raises:
-        ConfigError: The step is not positive, or there is no row.
+        ConfigError: The step is not positive, there is no row, or the model is told classes, which codes do not hold.
         SchemaError: The rows are not of the model.
     """
+    refuse_classes(space.schema, "a file of codes")
     if not step > 0 or not len(frame):
         raise ConfigError(f"rows must be at least 1 and a step above 0, got {len(frame)} and {step!r}. Use step=1.")
     mean, log_scale = space.posterior(frame)

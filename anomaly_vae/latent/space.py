@@ -3,6 +3,9 @@ r"""The latent space of a detector: from rows to codes and back, and what lies b
 Codes z are float32, (n, l). A row's code is its posterior mean; what a code decodes to is the expected row E[x|z], cell
 by cell (of categories the most probable). Rows are what the detector was trained on: a table, or images.
 
+The codes of a model that is told classes hold the rest: what one decodes to is E[x|z, class], so a class has to be
+named, unless it is that of the row that the code is of.
+
 Shapes: n rows, m columns, l latent width, k posterior samples.
 
 References:
@@ -26,9 +29,11 @@ from torch import Tensor
 from ..data.images import ImageSchema
 from ..data.schema import Schema, decode_cells, named
 from ..detection.detector import Detector
+from ..detection.draws import numbers_of, told_classes
 from ..detection.latent import posteriors
 from ..detection.scores import densities_of
 from ..errors import ConfigError, ShapeError
+from ..models.conv import ImageVAE
 from ..models.ladder import LadderVAE
 from ..options.understanding import PATHS
 
@@ -49,6 +54,10 @@ class LatentSpace:
 
     Args:
         detector: Of a table or of images.
+        given: Class that codes are decoded for, of a model that is told classes.
+
+    Raises:
+        ConfigError: The model does not know the class, or knows none.
 
     Example:
         >>> from anomaly_vae import fit_detector, TrainConfig
@@ -59,8 +68,10 @@ class LatentSpace:
         (300, 2)
     """
 
-    def __init__(self, detector: Detector) -> None:
-        self.detector = detector
+    def __init__(self, detector: Detector, *, given: Any = None) -> None:
+        if given is not None:
+            numbers_of(detector.schema, 1, torch.Generator(), given=given)
+        self.detector, self.given = detector, given
         self.model = detector.model
         self.schema = detector.schema
         self.width = detector.model.latent
@@ -82,23 +93,47 @@ class LatentSpace:
         """Return means and log standard deviations of rows' codes, each (n, l)."""
         return self.detector.latent(frame)
 
-    def decode(self, z: NDArray[Any]) -> pd.DataFrame:
+    def decode(self, z: NDArray[Any], *, like: pd.DataFrame | None = None) -> pd.DataFrame:
         """Return the expected rows of codes (n, l), in the user's columns.
+
+        Args:
+            z: Codes.
+            like: Rows whose classes the codes are decoded for, of a model that is told classes; by default `given`.
 
         Raises:
             ShapeError: The codes have another width.
+            ConfigError: The model is told classes, and there is none.
         """
-        return self.schema.decode(self.decode_encoded(z))
+        return self.schema.decode(self.decode_encoded(z, like=like))
 
     @torch.inference_mode()
-    def decode_encoded(self, z: NDArray[Any]) -> NDArray[Any]:
+    def decode_encoded(self, z: NDArray[Any], *, like: pd.DataFrame | None = None) -> NDArray[Any]:
         """Return the expected rows of codes (n, l) as the model's array, (n, m): whole levels of images."""
         codes = torch.from_numpy(np.asarray(z, dtype=np.float32))
         if codes.dim() != 2 or codes.shape[1] != self.width:
             raise ShapeError(f"codes must have shape (n, {self.width}), got {tuple(codes.shape)}. Use `encode`.")
-        parts = [self.model.reconstruct(part) for part in codes.split(BLOCK)] or [torch.empty(0, self.model.columns)]
-        x = torch.cat(parts)
-        return x.round().clamp(0, 255).to(torch.uint8).numpy() if self.images else x.numpy()
+        numbers = self._numbers(len(codes), like)
+        if isinstance(self.model, ImageVAE):
+            told = codes.new_zeros(len(codes), 0) if numbers is None else numbers[:, None].float()
+            pairs = zip(codes.split(BLOCK), told.split(BLOCK), strict=True)
+            parts = [torch.cat([self.model.reconstruct_given(z, y), y], 1) for z, y in pairs]
+            joined = torch.cat(parts) if parts else torch.empty(0, self.model.columns)
+            return joined.round().clamp(0, 255).to(torch.uint8).numpy()
+        decoded = [self.model.reconstruct(part) for part in codes.split(BLOCK)]
+        return (torch.cat(decoded) if decoded else torch.empty(0, self.model.columns)).numpy()
+
+    def _numbers(self, n: int, like: pd.DataFrame | None = None) -> Tensor | None:
+        """Return the numbers of the classes that n codes are decoded for, (n,); None of a model of p(x)."""
+        classes = told_classes(self.schema)
+        if classes is not None and like is not None:
+            return torch.from_numpy(classes.numbers(like)[0])
+        if classes is not None and self.given is None:
+            raise ConfigError(
+                f"codes of a model that is told {classes.column!r} must be decoded for a class, got none. Name one of "
+                f"{', '.join(map(repr, classes.names[:8]))}: --class.",
+                column=classes.column,
+            )
+        return numbers_of(self.schema, n, torch.Generator(), given=self.given)
 
     def active(self, frame: pd.DataFrame | None = None) -> NDArray[np.intp]:
         """Return the latent dimensions in use, the most used first.
@@ -126,17 +161,24 @@ class LatentSpace:
         if n < 1:
             raise ConfigError(f"rows to draw must be at least 1, got {n}. Draw for example 100.", n=n)
         if not expected:
-            return self.detector.sample(n, seed=seed)
+            return self.detector.sample(n, seed=seed, given=self.given)
         if isinstance(self.model, LadderVAE):
             raise ConfigError(
                 "expected rows must be asked of a model with one layer of codes, got a ladder. Draw rows."
             )
         with torch.no_grad():
-            return self.decode(self.model.prior.sample(n, torch.Generator().manual_seed(seed)).numpy())
+            generator = torch.Generator().manual_seed(seed)
+            codes = self.model.prior.sample(n, generator).numpy()
+            classes = told_classes(self.schema)
+            if classes is None or self.given is not None:
+                return self.decode(codes)
+            numbers = numbers_of(self.schema, n, generator)
+            assert numbers is not None
+            return self.decode(codes, like=pd.DataFrame({classes.column: classes.texts(numbers.numpy())}))
 
     def reconstruct(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return each row as its code says it: what the model expects in its place, same index."""
-        return self.decode(self.encode(frame)).set_axis(frame.index)
+        return self.decode(self.encode(frame), like=frame).set_axis(frame.index)
 
     def denoise(self, frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         r"""Return rows without what the model takes for noise: :math:`E[x^* | x]` over codes that are likely given x.
@@ -297,7 +339,7 @@ class LatentSpace:
 
     def _expected_of(self, x: Tensor, noise: Tensor) -> Tensor:
         if isinstance(self.model, LadderVAE):  # its samples have no form but its own; the mean's path stands for them
-            return self.model.reconstruct(torch.from_numpy(posteriors(self.model, x)[0])).double()
+            return self._decoded_of(torch.from_numpy(posteriors(self.model, x)[0]), x).double()
         mean, log_scale = (torch.from_numpy(part) for part in posteriors(self.model, x))
         shares = torch.softmax(densities_of(self.model, x, noise)[1], 0)
         discrete = [
@@ -306,13 +348,20 @@ class LatentSpace:
         votes = {j: torch.zeros(len(x), max(2, size), dtype=torch.float64) for j, size in discrete}
         total = torch.zeros(len(x), self.model.columns, dtype=torch.float64)
         for epsilon, share in zip(noise, shares, strict=True):
-            expected = self.model.reconstruct(mean + log_scale.exp() * epsilon).double()
+            expected = self._decoded_of(mean + log_scale.exp() * epsilon, x).double()
             total += share[:, None] * expected
             for j, counts in votes.items():
                 counts.scatter_add_(1, expected[:, j : j + 1].long(), share[:, None])
         for j, counts in votes.items():
             total[:, j] = counts.argmax(1).double()
         return total
+
+    def _decoded_of(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return what codes (n, l) of rows (n, m) decode to, (n, m); the class that a model is told is the row's."""
+        if not isinstance(self.model, ImageVAE):
+            return self.model.reconstruct(z)
+        levels = self.model.reconstruct_given(z, x)
+        return torch.cat([levels, x[:, levels.shape[1] :].to(levels.dtype)], 1)
 
     def _columns(self) -> Sequence[Any]:
         return self.schema.modelled if isinstance(self.schema, Schema) else ()

@@ -44,6 +44,9 @@ WIDEST = 4
 """Channels of small images, as a multiple of those at full size."""
 GROUP = 16
 """Channels normalised together: a whole vector of the processor. Fewer cost ten times as much there."""
+TOLD = 8.0
+"""What a class's vectors are multiplied by, and so how fast they are learned. Knowing the class is worth at most its
+entropy, log 2 nats of hundreds for two classes: at the pace of the other weights it would hardly be looked at."""
 LAST = torch.channels_last
 
 
@@ -265,9 +268,17 @@ class ImageVAE(nn.Module):
         """Return the model of images of these classes, (n,), one of each row."""
         return GivenClasses(self, classes)
 
+    def levels(self, x: Tensor) -> Tensor:
+        """Return the levels of rows, (n, c h w): a model that is told classes has rows that end in one."""
+        return x
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Return the pixels of rows (n, m) in [-1, 1], (n, c h w)."""
+        return self.levels(x).to(self.to_code.weight.dtype) * (2 / BRIGHTEST) - 1
+
     def input(self, x: Tensor) -> Tensor:
         """Return the encoder's input, (n, m), in [-1, 1], for rows of levels (n, m)."""
-        return x.to(self.to_code.weight.dtype) * (2 / BRIGHTEST) - 1
+        return self.seen(x)
 
     def posterior(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), each (n, l), for rows of levels (n, m).
@@ -285,8 +296,9 @@ class ImageVAE(nn.Module):
         """
         if x.dim() != 2 or x.shape[1] != self.columns:
             c, h, w = self.shape
+            told = " and a class" if self.columns > c * h * w else ""
             raise ShapeError(
-                f"images must be rows of {c} x {h} x {w} = {self.columns} levels, got shape {tuple(x.shape)}. "
+                f"images must be rows of {c} x {h} x {w} = {c * h * w} levels{told}, got shape {tuple(x.shape)}. "
                 "Bring them to the model's size and channels first."
             )
         return x
@@ -300,7 +312,7 @@ class ImageVAE(nn.Module):
     def code(self, h: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of a vector of codes, each (n, .), for features (n, core)."""
         if self.embedding is not None and classes is not None:
-            h = h + self.embedding(classes)[:, : self.frame.core]
+            h = h + TOLD * self.embedding(classes)[:, : self.frame.core]
         mean, log_scale = self.to_code(h)[:, : 2 * self.coded].chunk(2, -1)
         return mean, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
@@ -308,7 +320,7 @@ class ImageVAE(nn.Module):
         """Return where the decoder starts, (r, widest, ., .), for a vector of codes, (..., l), r of them in all."""
         h = self.from_code(z)
         if self.embedding is not None and classes is not None:
-            h = h + self.embedding(classes)[:, self.frame.core :]
+            h = h + TOLD * self.embedding(classes)[:, self.frame.core :]
         return h.view(-1, self.frame.widths[-1], *self.frame.smallest).contiguous(memory_format=LAST)
 
     def decoded(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -326,9 +338,14 @@ class ImageVAE(nn.Module):
         """Return expected levels, (..., m), for codes (..., l)."""
         return self.likelihood.mean(self.decoded(z, classes))  # type: ignore[operator]
 
+    def reconstruct_given(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return expected levels, (n, c h w), for codes (n, l) of rows (n, m), which say what the model is told."""
+        return self.reconstruct(z)
+
     def best(self, x: Tensor) -> Tensor:
-        """Return the most that the likelihood could give each pixel of rows of levels (n, m), (n, m)."""
-        return self.likelihood.best(x.to(self.to_code.weight.dtype).view(-1, *self.shape))  # type: ignore[operator]
+        """Return the most that the likelihood could give each pixel of rows (n, m), (n, c h w)."""
+        levels = self.levels(x).to(self.to_code.weight.dtype)
+        return self.likelihood.best(levels.view(-1, *self.shape))  # type: ignore[operator]
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, classes: Tensor | None = None) -> Tensor:
@@ -347,7 +364,8 @@ class ImageVAE(nn.Module):
             config: The seed of the draw and of the starts.
             weights: Not used.
         """
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed))[:MOST_ROWS]].cpu()
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed))[:MOST_ROWS]]
+        x = self.levels(x).cpu()
         for name in FEATURES:
             self.companions[name] = SubspaceMixture.fitted(features_of(name, x, self.shape), seed=config.seed)
 

@@ -222,7 +222,11 @@ class LadderVAE(ImageVAE):
         Raises:
             ShapeError: The rows have another number of pixels than the model's images.
         """
-        return self.along_means(self.encoded(self.input(self.checked(x)), classes), classes)
+        return self.along_means(self.encoded(self.input(self.checked(x)), classes), self.told(x, classes))
+
+    def told(self, x: Tensor, classes: Tensor | None) -> Tensor | None:
+        """Return the classes of rows (n, m), (n,): those given beside them."""
+        return classes
 
     def along_means(self, found: Found, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return what `posterior` does, for what `encoded` found."""
@@ -336,7 +340,7 @@ class LadderScorer(Scorer):
     def rows(self, x: Tensor, classes: Tensor | None = None) -> Rows:
         """Return rows of levels (n, m), perhaps of classes (n,), with posteriors along the path of the means."""
         found = self.model.encoded(self.model.input(self.model.checked(x)), classes)
-        mean, log_scale = self.model.along_means(found, classes)
+        mean, log_scale = self.model.along_means(found, self.model.told(x, classes))
         features = torch.cat(found, 1)
         return Rows(x, mean, log_scale, log_scale.exp(), log_scale.sum(-1), context=classes, features=features)
 

@@ -202,6 +202,7 @@ class ImageConfig(FitConfig):
     batch_size: int = option(128, "images per optimiser step")
     learning_rate: float = option(2e-3, "AdamW's step size, cosine-annealed to a twentieth")
     mixed_precision: bool = option(True, "train the layers in bfloat16 where the processor multiplies it faster")
+    condition: str | None = option(None, "column of classes that the model is told, for p(image | class)")
 
     def __post_init__(self) -> None:
         self._check_choices({"score_kind": IMAGE_SCORE_KINDS, "model": IMAGE_MODELS, "pixels": PIXELS})
@@ -210,6 +211,10 @@ class ImageConfig(FitConfig):
         self._check_integer_lists("size")
         check(len(self.size) in (0, 2), "size", "be empty or [height, width]", self.size)
         self._check_flags("mixed_precision")
+        told = self.condition
+        check(told is None or (isinstance(told, str) and told != ""), "condition", "be the name of a column", told)
+        if told is not None:
+            check(self.input_noise == 0, "input_noise", "be 0 for a model that is told classes", self.input_noise)
 
     def steps_for(self, rows: int) -> int:
         """Return the optimiser steps of a training on so many images."""

@@ -177,7 +177,7 @@ def _judged(
         if detector.calibration.rows:
             within = None if by is None else group_names(frame, by).to_numpy()
             p_values.append(detector.verdicts(x, alpha=0.5, groups=within).p_values)
-        kept.append(frame.drop(columns=list(schema.names)) if images else frame)
+        kept.append(frame.drop(columns=schema.names[0]) if images else frame)
         done += len(frame)
         if on_rows:
             on_rows(done, 1)

@@ -166,7 +166,9 @@ def default_requirements(wheel: str | Path | None = None) -> list[str]:
 
 
 def _kinds(schema: Schema | ImageSchema) -> dict[str, str]:
-    return {c.name: c.kind for c in schema.modelled} if isinstance(schema, Schema) else {schema.column: "image"}
+    if isinstance(schema, Schema):
+        return {c.name: c.kind for c in schema.modelled}
+    return {schema.column: "image", **({schema.classes.column: "class"} if schema.classes else {})}
 
 
 def signature(schema: Schema | ImageSchema, *, declare_inputs: bool = False) -> ModelSignature:
@@ -176,6 +178,7 @@ def signature(schema: Schema | ImageSchema, *, declare_inputs: bool = False) -> 
         inputs = [ColSpec(kinds.get(c.dtype, "double"), c.name, required=False) for c in schema.modelled]
     else:
         inputs = [ColSpec("binary", schema.column)]
+        inputs += [ColSpec("string", schema.classes.column)] if schema.classes else []
     defaults = ScoreConfig()
     params = [
         ParamSpec("alpha", "double", defaults.alpha),  # the false-alarm rate promised on normal rows
@@ -208,7 +211,8 @@ class ServedDetector:
         Args:
             data: A DataFrame, a dict of columns or a list of dicts, with the model's columns by name. For images the
                 one column `image`, whose cells are encoded files (bytes, or base64 text) or nested lists of levels; or,
-                without a name, an array (n, h, w) or (n, h, w, c).
+                without a name, an array (n, h, w) or (n, h, w, c). A model that is told classes wants their column,
+                too, by name.
             params: `alpha`, `fdr` (0 = off), `k` (0 = the model's own), `explain` (0 = off), `allow_missing`, `mc_se`
                 (0 = off).
 
@@ -257,7 +261,9 @@ def request_frame(data: Any, schema: Schema | ImageSchema) -> pd.DataFrame:
     """
     if isinstance(schema, Schema):
         return restored(frame_of(data), schema)
-    column = schema.column
+    column, told = schema.column, schema.classes
+    if told is not None:
+        return _with_classes(frame_of(data), schema)
     if isinstance(data, Mapping) and set(data) == {column}:
         data = data[column]
     if isinstance(data, (list, np.ndarray)) and len(data) and not isinstance(data[0], Mapping):
@@ -269,8 +275,19 @@ def request_frame(data: Any, schema: Schema | ImageSchema) -> pd.DataFrame:
         raise SchemaError(
             f"images must be sent in the column {column!r}, got {list(map(str, frame.columns))[:5]}. Rename it."
         )
+    return pd.DataFrame({column: _images(frame, column)})
+
+
+def _with_classes(frame: pd.DataFrame, schema: ImageSchema) -> pd.DataFrame:
+    """Return images and their classes; what is absent is for the schema to say."""
+    known = [name for name in schema.names if name in frame.columns]
+    return pd.DataFrame({name: _images(frame, name) if name == schema.column else frame[name] for name in known})
+
+
+def _images(frame: pd.DataFrame, column: str) -> pd.Series:
+    """Return a request's images, nested lists among them as arrays."""
     cells = [_levels(cell) if isinstance(cell, list) else cell for cell in frame[column]]
-    return pd.DataFrame({column: pd.Series(cells, index=frame.index, dtype=object)})
+    return pd.Series(cells, index=frame.index, dtype=object)
 
 
 def _levels(nested: Any) -> NDArray[Any]:

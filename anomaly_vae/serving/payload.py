@@ -208,7 +208,8 @@ def _given(kind: str, value: Any, schema: Schema | ImageSchema, wanted: Sequence
     """Return the rows of a JSON request: a table, or images as they came."""
     records = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
     more = len(wanted) > len(schema.names)
-    if kind in ("inputs", "instances") and isinstance(schema, ImageSchema) and not records and not more:
+    plain = kind in ("inputs", "instances") and not records and not more
+    if plain and isinstance(schema, ImageSchema) and schema.classes is None:
         values = value.get(schema.column) if isinstance(value, dict) else value
         _refuse_rows(len(values) if isinstance(values, list) else 1, max_rows)
         return value

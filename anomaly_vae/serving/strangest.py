@@ -111,6 +111,5 @@ def _name(stored: pd.DataFrame, i: int, top: NDArray[np.int64]) -> str:
 
 def modelled(detector: Detector, rows: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that the model sees, those that are absent as missing cells."""
-    return rows.reindex(columns=list(detector.schema.names)) if not isinstance(detector.schema, ImageSchema) else rows[
-        [detector.schema.column]
-    ]  # fmt: skip
+    names = list(detector.schema.names)
+    return rows[names] if isinstance(detector.schema, ImageSchema) else rows.reindex(columns=names)

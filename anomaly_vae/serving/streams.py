@@ -97,11 +97,7 @@ def stream(
         UnreadableDataError: There is nothing to read.
     """
     if isinstance(schema, ImageSchema) and not isinstance(source, TableFile):
-        rows = min(batch_rows, IMAGES_AT_ONCE)
-        if isinstance(source, ImagePart):
-            opened = source.open(label=label, batch_rows=rows)
-        else:
-            opened = open_images(source, label=label, batch_rows=rows)
+        opened = images_of(source, schema, label=label, batch_rows=min(batch_rows, IMAGES_AT_ONCE))
         return Stream(_as_text(opened.batches(schema), key), {name: pa.string() for name in key or (FILE,)}, opened)
     if isinstance(source, ImagePart):
         raise ConfigError(f"a part of a table must be CSV or Parquet, got the images {source.name!r}.")
@@ -119,8 +115,8 @@ def read_all(source: str | Path, schema: Schema | ImageSchema | None = None, *, 
         group: A column of groups, kept beside images, and text in CSV where the model does not know it.
     """
     if isinstance(schema, ImageSchema):
-        opened = open_images(source, label=group)
-        return Whole(opened.read(schema)[[schema.column, *([group] if group else [])]], opened.errors)
+        opened = images_of(source, schema, label=group)
+        return Whole(_chosen(opened.read(schema), [*schema.names, group]), opened.errors)
     text = {*(schema.text_columns if schema else ()), *beyond(schema, group)}
     return Whole(read_table(source, text=text), [])
 
@@ -149,17 +145,70 @@ def group_names(frame: pd.DataFrame, column: str) -> pd.Series:
     return cells.astype(object).where(cells.notna(), MISSING).map(str)
 
 
-def read_images(source: str | Path, *, label: str | None = None, size: tuple[int, int] | None = None) -> Whole:
+def read_images(
+    source: str | Path,
+    *,
+    label: str | None = None,
+    condition: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Whole:
     """Return a whole set of images at one size, for training.
 
     Args:
         source: See `open_images`.
         label: Name for the column of classes, kept beside the images if it is given.
+        condition: The same for classes that the model is told. Only a Parquet file has two such columns.
         size: Height and width; by default chosen by the images.
+
+    Raises:
+        SchemaError: A column is absent.
     """
-    opened = open_images(source, label=label)
+    opened = open_images(source, label=condition or label)
     schema = opened.fit(size=size)
-    return Whole(opened.read(schema)[[schema.column, *([label] if label else [])]], opened.errors)
+    return Whole(_chosen(opened.read(schema), [schema.column, condition, label]), opened.errors)
+
+
+def images_of(
+    source: str | Path | ImagePart, schema: ImageSchema, *, label: str | None = None, batch_rows: int = IMAGES_AT_ONCE
+) -> ImageSource:
+    """Open images for a model, with their classes if it is told these; see `open_images`.
+
+    Raises:
+        SchemaError: There are no such classes, or labels.
+    """
+    named = label if schema.classes is None else schema.classes.column
+    try:
+        if isinstance(source, ImagePart):
+            return source.open(label=named, batch_rows=batch_rows)
+        return open_images(source, label=named, batch_rows=batch_rows)
+    except UnreadableDataError:
+        raise
+    except SchemaError as error:
+        if schema.classes is None:
+            raise
+        raise SchemaError(
+            f"images of a model that is told {schema.classes.column!r} must come with it: in sub-folders, in a column "
+            f"of a Parquet file, or as an array of an .npz. {str(error)[:1].upper()}{str(error)[1:]}",
+            column=schema.classes.column,
+        ) from error
+
+
+def _chosen(frame: pd.DataFrame, names: Sequence[str | None]) -> pd.DataFrame:
+    """Return some columns of images, None among them passed over.
+
+    Raises:
+        SchemaError: One is absent.
+    """
+    wanted = list(dict.fromkeys(name for name in names if name is not None))
+    absent = [name for name in wanted if name not in frame.columns]
+    if absent:
+        shown = ", ".join(repr(str(name)) for name in frame.columns[:8])
+        raise SchemaError(
+            f"a named column must be beside the images, got {absent[0]!r}. They have {shown}; only a Parquet file has "
+            "several columns of classes.",
+            column=absent[0],
+        )
+    return frame[wanted]
 
 
 def _as_text(frames: Iterator[pd.DataFrame], key: Sequence[str]) -> Iterator[pd.DataFrame]:

@@ -28,10 +28,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.images import is_image_column
+from ..data.image_column import is_image_column
 from ..detection.detector import Detector
 from ..errors import ArtifactError, ConfigError, ShapeError, redacted
-from ..options import Config
+from ..options import Config, ImageConfig
 from . import flavor
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ def _log_settings(config: Config, rows: pd.DataFrame, name: str, source: str | N
     mlflow.log_dict(settings, "config.json")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a hint about whole numbers with gaps, which the schema handles
-        if is_image_column(rows):
+        if isinstance(config, ImageConfig):
             digest = hashlib.sha256(content(rows)).hexdigest()[:8]
             table = pd.DataFrame({"images": [len(rows)]})
             data = mlflow.data.from_pandas(table, source=source, name=name, digest=digest)
@@ -350,11 +350,15 @@ def _log_settings(config: Config, rows: pd.DataFrame, name: str, source: str | N
 
 def content(frame: pd.DataFrame) -> bytes:
     """Return bytes that differ where the rows do, or the images."""
-    if not is_image_column(frame):
-        return pd.util.hash_pandas_object(frame.astype(str), index=False).to_numpy().tobytes()
-    digest = hashlib.sha256()
-    for cell in frame.iloc[:, 0]:
-        digest.update(cell.tobytes() if isinstance(cell, np.ndarray) else str(cell).encode())
+    pictured = [name for name in dict.fromkeys(frame.columns) if is_image_column(frame[[name]])]
+    rest = frame.drop(columns=pictured)
+    hashed = pd.util.hash_pandas_object(rest.astype(str), index=False).to_numpy().tobytes() if rest.shape[1] else b""
+    if not pictured:
+        return hashed
+    digest = hashlib.sha256(hashed)
+    for name in pictured:
+        for cell in frame[name]:
+            digest.update(cell.tobytes() if isinstance(cell, np.ndarray) else str(cell).encode())
     return digest.digest()
 
 

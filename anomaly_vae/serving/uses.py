@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ..data.image_files import open_images
 from ..data.images import ImageSchema
 from ..data.rows import labels as truths
 from ..data.rows import read_table
 from ..detection.detector import Detector
+from ..detection.draws import told_classes
 from ..errors import ConfigError, SchemaError
 from ..latent.attributes import attribute_vector, resynthesise, sample_of_class
 from ..latent.compression import compress, decompress
@@ -24,6 +24,7 @@ from ..latent.maps import cluster, latent_map
 from ..latent.space import LatentSpace
 from ..options.understanding import GenerateConfig, LatentConfig
 from .outputs import OUTPUT_SUFFIXES, appearing, write_tables
+from .streams import images_of
 
 if TYPE_CHECKING:
     from ..reporting.grids import Figure
@@ -62,7 +63,7 @@ class Named:
 
     Attributes:
         label: Of classes: which class to draw, or what to colour by.
-        wanted: The class to draw.
+        wanted: The class to draw; of a model that is told classes also the one that codes are decoded for.
         attribute: True or 1 for rows that have it.
         balance: Another attribute that is to stay as it is.
         remove: Whether the attribute is to be taken away.
@@ -119,8 +120,8 @@ def rows_of(
     if isinstance(schema, ImageSchema):
         if len(names) > 1:
             raise ConfigError(f"images must come with one column of labels, got {', '.join(map(repr, names))}.")
-        frame = open_images(source, label=names[0] if names else None).read(schema)
-        known = [schema.column]
+        frame = images_of(source, schema, label=names[0] if names else None).read(schema)
+        known = list(schema.names)
     else:
         frame = read_table(source, text={*schema.text_columns, *names})
         known = list(schema.names)
@@ -154,10 +155,17 @@ def generated(detector: Detector, config: GenerateConfig, source: str | None, na
         ConfigError: Data or a column is wanted and not given, or the model cannot do that.
         SchemaError: The data are not the model's.
     """
-    space, what = LatentSpace(detector), config.what
-    if what == "sample" and not named.wanted:
+    told = told_classes(detector.schema) is not None
+    space, what = LatentSpace(detector, given=named.wanted if told else None), config.what
+    if what == "sample" and (told or not named.wanted):
         frame = space.sample(config.rows, seed=config.seed, expected=named.expected)
-        return Made(frame, {"rows": len(frame)}, across=math.ceil(math.sqrt(len(frame))))
+        of_class = {"class": named.wanted} if named.wanted else {}
+        return Made(frame, {"rows": len(frame), **of_class}, across=math.ceil(math.sqrt(len(frame))))
+    if what == "sample" and source is None:
+        raise ConfigError(
+            f"class {named.wanted!r} must be one that the model is told, got a model of p(x). Give labelled rows with "
+            "--data and --label, or a model that was trained with --condition."
+        )
     if source is None:
         raise ConfigError(f"{what} must have data to start from, got none. Give --data.")
     if what == "decompress":
@@ -197,7 +205,9 @@ def _with_attribute(space: LatentSpace, config: GenerateConfig, source: str, nam
     return Made(moved, facts, before=before)
 
 
-def shown(detector: Detector, config: LatentConfig, source: str | None, label: str | None) -> Made:
+def shown(
+    detector: Detector, config: LatentConfig, source: str | None, label: str | None, *, wanted: str | None = None
+) -> Made:
     """Return a latent space as a table or a picture.
 
     Args:
@@ -205,12 +215,13 @@ def shown(detector: Detector, config: LatentConfig, source: str | None, label: s
         config: What to show.
         source: Rows; manifold and traversals need none.
         label: Column to colour the map by; by default the score.
+        wanted: Class that codes are decoded for, of a model that is told classes.
 
     Raises:
-        ConfigError: Data are wanted and not given.
+        ConfigError: Data are wanted and not given, or a class.
         SchemaError: The data are not the model's.
     """
-    space, what = LatentSpace(detector), config.what
+    space, what = LatentSpace(detector, given=wanted), config.what
     if what == "manifold":
         return Made(space.manifold(size=config.size), across=config.size)
     if what == "traversals":

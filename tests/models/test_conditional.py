@@ -60,12 +60,10 @@ def test_the_class_has_no_part_in_the_likelihood() -> None:
 def test_images_of_a_class() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, 2, (256,), generator=generator)
-    x = (
-        (torch.where(y[:, None] == 1, 200.0, 50.0) + 10 * torch.randn(256, 64, generator=generator))
-        .clamp(0, 255)
-        .round()
-    )
-    config = ImageConfig(steps=60, latent=2, channels=16, batch_size=32)
+    tilt = torch.linspace(-1, 1, 64) * torch.randn(256, 1, generator=generator)  # something left for the code to say
+    noise = 10 * torch.randn(256, 64, generator=generator)
+    x = (torch.where(y[:, None] == 1, 180.0, 70.0) + 40 * tilt + noise).clamp(0, 255).round()
+    config = ImageConfig(steps=100, latent=2, channels=16, batch_size=32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ConditionalImageVAE((1, 8, 8), config, 2)
