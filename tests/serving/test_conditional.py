@@ -66,6 +66,16 @@ def test_classes_that_were_not_trained_on_are_set_aside(place: Path) -> None:
     assert "2 images could not be read" in done.stderr
 
 
+def test_a_job_of_parts_is_told_classes_too(place: Path) -> None:
+    run(place, "score", MODEL, "today", "whole.parquet")
+    run(place, "score", MODEL, "today", "job/", "--on-error", "quarantine")
+    whole, parts = (
+        pd.read_parquet(place / "whole.parquet"),
+        pd.read_parquet(place / "job" / "images-00000.parquet"),
+    )
+    assert (parts.set_index("file")["anomaly_score"] == whole.set_index("file")["anomaly_score"]).all()
+
+
 def test_folders_arrays_and_parquet_score_alike(place: Path) -> None:
     images, digit = digit_images()
     chosen = np.flatnonzero(digit < 2)[:30]
