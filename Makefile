@@ -40,7 +40,7 @@ demo: $(READY) ## train, register, batch-score, serve, explain and rebalance on 
 
 # One thread in each of the two processes: more only get in each other's way, and take half as long again.
 test: $(READY) ## the tests that belong before every commit
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 slow: $(READY) ## the statistical and long-running tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -149,10 +149,16 @@ def open_files(
     batch_rows: int,
     *,
     passed_over: tuple[ImageError, ...] = (),
+    sorted_into_classes: bool | None = None,
 ) -> ImageSource:
-    """Open image files as one set, called `name` in messages; see `open_images`."""
+    """Open image files as one set, called `name` in messages; see `open_images`.
+
+    Whether they are sorted into classes is by default whether one lies in a sub-folder; of a part of a folder it is
+    known from the whole.
+    """
     classes = [file.name.partition("/")[0] if "/" in file.name else None for file in files]
-    column = (label or LABEL) if any(c is not None for c in classes) else None
+    some = any(c is not None for c in classes) if sorted_into_classes is None else sorted_into_classes
+    column = (label or LABEL) if some else None
     if label is not None and column is None:
         raise SchemaError(
             f"the classes of image files must be the names of sub-folders, got no sub-folder in {name!r}. "

@@ -28,6 +28,7 @@ class ImagePart:
         size: Bytes.
         stamp: Text that differs when the content does.
         passed_over: What was found beside images in the folder; of its first part.
+        sorted_into_classes: Whether the folder has sub-folders of images, of which this part may have none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ImagePart:
     size: int = 0
     stamp: str = ""
     passed_over: tuple[ImageError, ...] = ()
+    sorted_into_classes: bool = False
     is_csv = False
 
     @property
@@ -54,13 +56,16 @@ class ImagePart:
         Raises:
             UnreadableDataError: Some of it is gone.
         """
-        return _part(self.name, self.place, self.files, self.passed_over)
+        return _part(self.name, self.place, self.files, self.passed_over, self.sorted_into_classes)
 
     def open(self, *, label: str | None, batch_rows: int) -> ImageSource:
         """Open it; see `open_images`."""
         if not self.files:
             return open_images(self.place, label=label, batch_rows=batch_rows)
-        return open_files(self.name, self.files, label, batch_rows, passed_over=self.passed_over)
+        return open_files(
+            self.name, self.files, label, batch_rows,
+            passed_over=self.passed_over, sorted_into_classes=self.sorted_into_classes,
+        )  # fmt: skip
 
 
 def image_parts(source: str | Path, *, at_once: int = IMAGES_A_PART) -> list[ImagePart]:
@@ -90,14 +95,20 @@ def image_parts(source: str | Path, *, at_once: int = IMAGES_A_PART) -> list[Ima
         tables = [file for file in table_files(folder) if not file.name.lower().endswith(CSV_SUFFIXES)]
         return [_part(file.relative_to(folder).as_posix(), str(file)) for file in tables]
     files, passed_over = files_in(folder)
-    first = range(0, len(files), at_once)
+    first, classes = range(0, len(files), at_once), any("/" in file.name for file in files)
     return [
-        _part(f"images-{i:05d}", str(folder), files[start : start + at_once], () if i else passed_over)
+        _part(f"images-{i:05d}", str(folder), files[start : start + at_once], () if i else passed_over, classes)
         for i, start in enumerate(first)
     ]
 
 
-def _part(name: str, place: str, files: Iterable[NamedFile] = (), passed_over: Iterable[ImageError] = ()) -> ImagePart:
+def _part(
+    name: str,
+    place: str,
+    files: Iterable[NamedFile] = (),
+    passed_over: Iterable[ImageError] = (),
+    sorted_into_classes: bool = False,
+) -> ImagePart:
     files, size, digest = tuple(files), 0, hashlib.sha256()
     try:
         for path in [file.path for file in files] or ([] if place == DIGITS else [split_key(place)[0]]):
@@ -109,4 +120,7 @@ def _part(name: str, place: str, files: Iterable[NamedFile] = (), passed_over: I
             f"{str(error.filename)!r} must stay where it is during the job, and is gone. Begin anew with --overwrite."
         ) from error
     stamp = digest.hexdigest()
-    return ImagePart(name=name, place=place, files=files, size=size, stamp=stamp, passed_over=tuple(passed_over))
+    return ImagePart(
+        name=name, place=place, files=files, size=size, stamp=stamp,
+        passed_over=tuple(passed_over), sorted_into_classes=sorted_into_classes,
+    )  # fmt: skip

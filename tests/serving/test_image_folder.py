@@ -123,6 +123,17 @@ def test_a_part_of_which_nothing_can_be_read_is_listed(image_detector: Detector,
     assert pq.read_metadata(tmp_path / "out" / "images-00000.parquet").num_rows == 0
 
 
+def test_a_part_without_classes_is_of_a_folder_that_has_some(files: Path) -> None:
+    for i in range(20):
+        (files / f"{i}.png").write_bytes((files / "a" / "1.png").read_bytes())
+    parts = image_parts(files)
+    opened = [part.open(label="kind", batch_rows=99) for part in parts]
+    kinds = [frame["kind"].tolist() for source in opened for frame in source.raw(99)]
+    assert kinds[0] == [None] * 8
+    assert [kind for some in kinds for kind in some].count("a") == 15
+    assert [part.now() == part for part in parts] == [True] * len(parts)
+
+
 def test_arrays_are_one_part_and_absent_files_are_refused(image_detector: Detector, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=digit_images()[0][:9])
     assert [part.name for part in image_parts("sklearn:digits")] == ["digits"]
