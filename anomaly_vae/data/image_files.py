@@ -37,7 +37,7 @@ from .pixels import FORMATS, SUFFIXES, NamedFile, format_of
 from .sources import CSV_SUFFIXES, PARQUET_SUFFIXES
 
 __all__ = [
-    "DIGITS", "ImageError", "ImageSource", "files_in", "holds_image_tables", "is_images", "open_files", "open_images",
+    "DIGITS", "ImageError", "ImageSource", "files_in", "image_tables", "is_images", "open_files", "open_images",
     "write_errors",
 ]  # fmt: skip
 
@@ -86,9 +86,8 @@ def open_images(path: str | Path, *, label: str | None = None, batch_rows: int =
             f"images must be a file, a folder or {DIGITS}, got {str(path)!r}, which does not exist. Check the path."
         )
     if file.is_dir():
-        if holds_image_tables(file):
-            tables = _census(file)[1]
-            return _parquet(file.name or str(file), [t for t in tables if _is_parquet(t)], label, batch_rows)
+        if tables := image_tables(file):
+            return _parquet(file.name or str(file), tables, label, batch_rows)
         return _folder(file, label, batch_rows)
     if file.suffix.lower() in ARRAY_SUFFIXES:
         return _array(open_array(path, label=label), label, batch_rows)
@@ -273,10 +272,11 @@ def _census(folder: Path) -> tuple[int, list[Path]]:
     return images, tables
 
 
-def holds_image_tables(folder: Path) -> bool:
-    """Whether a folder's images lie in Parquet files rather than in files of their own."""
+def image_tables(folder: Path) -> list[Path]:
+    """Return the Parquet files that a folder's images lie in; none where they are files of their own."""
     images, tables = _census(folder)
-    return bool(images <= len(tables) and tables and _image_column(tables[0]))
+    held = images <= len(tables) and tables and _image_column(tables[0])
+    return [table for table in tables if _is_parquet(table)] if held else []
 
 
 def _text(name: str) -> str:

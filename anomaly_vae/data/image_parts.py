@@ -9,10 +9,9 @@ from pathlib import Path
 
 from ..errors import UnreadableDataError
 from .image_arrays import split_key
-from .image_files import DIGITS, files_in, holds_image_tables, open_files, open_images
+from .image_files import DIGITS, files_in, image_tables, open_files, open_images
 from .image_source import ImageError, ImageSource
 from .pixels import NamedFile
-from .sources import CSV_SUFFIXES, table_files
 
 IMAGES_A_PART = 4096
 
@@ -91,8 +90,7 @@ def image_parts(source: str | Path, *, at_once: int = IMAGES_A_PART) -> list[Ima
             )
         name = "digits" if str(source) == DIGITS else path.name + (f".{key}" if key else "")
         return [_part(name, str(source))]
-    if holds_image_tables(folder):
-        tables = [file for file in table_files(folder) if not file.name.lower().endswith(CSV_SUFFIXES)]
+    if tables := image_tables(folder):
         return [_part(file.relative_to(folder).as_posix(), str(file)) for file in tables]
     files, passed_over = files_in(folder)
     first, classes = range(0, len(files), at_once), any("/" in file.name for file in files)

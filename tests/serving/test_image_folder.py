@@ -115,6 +115,15 @@ def test_parquet_files_of_images_are_parts(image_detector: Detector, tmp_path: P
     assert written(tmp_path / "keyed").columns[:2].tolist() == ["camera", "anomaly_score"]
 
 
+def test_links_that_leave_the_folder_are_no_parts(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"image": [encoded(digit_images()[0][0])]})
+    (tmp_path / "in").mkdir()
+    for name in ("in/own.parquet", "secret.parquet"):
+        rows.to_parquet(tmp_path / name)
+    (tmp_path / "in" / "other.parquet").symlink_to(tmp_path / "secret.parquet")
+    assert [part.name for part in image_parts(tmp_path / "in")] == ["own.parquet"]
+
+
 def test_a_part_of_which_nothing_can_be_read_is_listed(image_detector: Detector, files: Path, tmp_path: Path) -> None:
     for i in range(1, 17, 2):
         (files / "a" / f"{i}.png").write_bytes(b"no image")
