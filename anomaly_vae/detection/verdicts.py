@@ -57,7 +57,7 @@ class Verdicts:
         Of a few rows a table costs more than their scores.
         """
         n, scores = len(self.p_values), self.scores
-        reliable = [None if math.isnan(size) else size >= RELIABLE_SAMPLES for size in scores.ess.tolist()]
+        reliable = [None if size is None else size >= RELIABLE_SAMPLES for size in _finite(scores.ess)]
         threshold = np.broadcast_to(np.asarray(self.threshold, dtype=np.float64), (n,))
         columns = (
             _finite(scores.value), [self.kind] * n, _finite(self.p_values), self.flags.tolist(), _finite(threshold),
@@ -67,4 +67,6 @@ class Verdicts:
 
 
 def _finite(values: NDArray[np.float64]) -> list[float | None]:
+    if np.isfinite(values).all():
+        return values.tolist()
     return [value if math.isfinite(value) else None for value in values.tolist()]

@@ -30,7 +30,6 @@ from ..data.schema import Column
 from .bounds import HALF_LOG_2PI
 from .expectation import Expectation
 from .likelihoods import TableLikelihood
-from .networks import padded
 from .threads import threads_worth
 
 MOST_ROWS = 20_000
@@ -200,37 +199,31 @@ class ClassMixture(nn.Module):
         assert self.likelihood is not None
         return self.likelihood.log_prob(self.heads, x[:, self.single])
 
-    def _whitening(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what makes the classes' cells white, those of all classes side by side and padded.
+    def whitening(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what makes each class's cells white.
 
         Returns:
-            W with W W' = inverse covariance, (c', K c'), the means times W, (K c',), and W's log determinants, (K,).
+            W with W' W = inverse covariance, (K, c, c), W times the means, (K, c), and W's log determinants, (K,).
         """
         if self._factors is None:
-            c = len(self.joint)
             factor = torch.linalg.cholesky(self.covariances)
-            inverse = torch.linalg.solve_triangular(factor, torch.eye(c, dtype=WIDE), upper=False)
-            whitening = torch.zeros(padded(c), self.classes, padded(c), dtype=WIDE)
-            whitening[:c, :, :c] = inverse.permute(2, 0, 1)
-            white = torch.zeros(self.classes, padded(c), dtype=WIDE)
-            white[:, :c] = (inverse @ self.means[..., None])[..., 0]
+            inverse = torch.linalg.solve_triangular(factor, torch.eye(len(self.joint), dtype=WIDE), upper=False)
             log_determinants = -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            self._factors = whitening.view(padded(c), -1), white.view(-1), log_determinants
+            self._factors = inverse, (inverse @ self.means[..., None])[..., 0], log_determinants
         return self._factors
 
     def _normal_log_density(self, x: Tensor) -> Tensor:
         """Return log N(x; mu_j, Sigma_j) of the observed cells of rows (n, c), (K, n), on the scale of the fit."""
         missing = x.isnan()
-        whitening, means, log_determinant = self._whitening()
-        wide = x.new_zeros(len(x), len(whitening))
-        wide[:, : x.shape[1]] = x.nan_to_num(0.0)
-        white = torch.mm(wide, whitening).sub_(means).square_()
-        out = log_determinant[:, None] - 0.5 * white.view(len(x), self.classes, -1).sum(-1).T
-        for rows in self._incomplete(missing):
-            out[:, rows] = self._observed_log_density(x[rows], missing[rows])
+        inverse, means, log_determinant = self.whitening()
+        white = x.nan_to_num(0.0) @ inverse.mT - means[:, None]
+        out = log_determinant[:, None] - 0.5 * white.square().sum(-1)
+        for rows in self.incomplete(missing):
+            out[:, rows] = self.observed_log_density(x[rows], missing[rows])
         return out - HALF_LOG_2PI * (~missing).to(x.dtype).sum(-1)
 
-    def _incomplete(self, missing: Tensor) -> Iterator[Tensor]:
+    def incomplete(self, missing: Tensor) -> Iterator[Tensor]:
+        """Yield the rows with missing cells, in parts whose matrices fit into memory."""
         rows = missing.any(1).nonzero()[:, 0]
         step = max(1, MATRIX_CELLS // max(1, missing.shape[1]) ** 2)
         return (rows[i : i + step] for i in range(0, len(rows), step))
@@ -240,7 +233,7 @@ class ClassMixture(nn.Module):
         seen = (~missing).double()
         return covariance * (seen[:, :, None] * seen[:, None, :]) + torch.diag_embed(1.0 - seen)
 
-    def _observed_log_density(self, x: Tensor, missing: Tensor) -> Tensor:
+    def observed_log_density(self, x: Tensor, missing: Tensor) -> Tensor:
         """Return the marginal log densities of rows with gaps, standardised and without constants, (K, b)."""
         out = []
         for mean, covariance in zip(self.means, self.covariances, strict=True):
@@ -257,7 +250,7 @@ class ClassMixture(nn.Module):
         precision = torch.linalg.inv(self.covariances)
         pulled = off @ precision
         variance = precision.diagonal(dim1=-2, dim2=-1).reciprocal()[:, None].repeat(1, len(x), 1)
-        for rows in self._incomplete(missing):
+        for rows in self.incomplete(missing):
             for j, covariance in enumerate(self.covariances):
                 own = torch.linalg.inv(self._observed_covariance(covariance, missing[rows]))
                 pulled[j, rows] = (own @ off[j, rows][..., None])[..., 0]

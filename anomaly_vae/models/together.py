@@ -3,16 +3,17 @@
 A block of few rows costs little arithmetic and many calls; made once for all classes of all mixtures, instead of for
 each mixture, they are a fraction. `ClassMixture.log_prob` is the plain form, and the tests' oracle.
 
-Mixtures on one scale share what they see of a row. Whitening matrices of all classes of a scale lie side by side, so
-that one product serves them all; `logsumexp` is taken over the classes of each mixture, padded to equal numbers. What a
-category or a small count costs in each class is looked up in a table.
+Mixtures on one scale share what they see of a row. Whitening matrices of all classes of a scale lie one below another,
+so that one product serves them all, with rows side by side: what follows adds up along whole vectors. What a category
+or a small count costs in each class is looked up in a table.
 
-Shapes: n rows of a block, C mixtures, K their classes together, c continuous columns, padded to c'.
+Shapes: n rows of a block, C mixtures, K their classes together, c continuous columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,11 @@ from .mixture import COUNTS, WIDE, ClassMixture
 from .threads import side_by_side, threads_worth
 from .tried import WORTH_TRYING, made_up
 
-BLOCK = 64
-"""Rows computed at once; the last block is padded, so that a row's density does not depend on its company."""
-FEW_ROWS = 16
+LARGEST_BLOCK, SMALLEST_BLOCK = 256, 64
+"""Rows computed at once, between these,"""
+BLOCK_CELLS = 1 << 18
+"""so that the whitened cells of all classes of a scale are about so many, within the processor's cache."""
+FEW_ROWS, MANY_ROWS = 16, 64
 """Fewer rows are padded to so many, where they were found to have the same bits so."""
 MOST_COUNTED = 256
 """Counts below this are looked up,"""
@@ -41,53 +44,43 @@ class Together:
 
     Args:
         mixtures: The mixtures, C of them, of the same columns.
+
+    Attributes:
+        mixtures: The same, those of one scale and one number of classes side by side.
+        scales: The first mixture of each scale, which shows its rows to the others.
+        block: Rows computed at once; the last block is padded, so that a row's density does not depend on its company.
     """
 
     def __init__(self, mixtures: Sequence[ClassMixture]) -> None:
-        self.mixtures = list(mixtures)
+        self.scales: list[ClassMixture] = []
+        scale_of: dict[ClassMixture, int] = {}
+        for m in mixtures:
+            scale_of[m] = next((i for i, s in enumerate(self.scales) if _same_scale(m, s)), len(self.scales))
+            if scale_of[m] == len(self.scales):
+                self.scales.append(m)
+        self.mixtures = sorted(mixtures, key=lambda m: (scale_of[m], m.classes))
+        self.of_scale = [[m for m in self.mixtures if scale_of[m] == i] for i in range(len(self.scales))]
+        self.sizes = [(size, len(list(some))) for size, some in groupby(self.mixtures, lambda m: m.classes)]
         first = self.mixtures[0]
-        self.joint, self.single = first.joint, first.single
-        self.joint_index = torch.tensor(self.joint, dtype=torch.long)
+        self.joint, self.single = torch.tensor(first.joint, dtype=torch.long), first.single
+        self.constant = torch.cat([m.log_weights for m in self.mixtures])[:, None]
+        self.whitening: list[Tensor] = []
+        if first.joint:
+            self.whitening = [_whitening(some) for some in self.of_scale]
+            self.constant = self.constant + torch.cat([m.whitening()[2] for m in self.mixtures])[:, None]
+        self.singles: Singles | None = Singles(self.mixtures) if self.single else None
+        widest = max((len(matrix) for matrix in self.whitening), default=1)
+        self.block = max(min(LARGEST_BLOCK, 1 << (BLOCK_CELLS // widest).bit_length() - 1), SMALLEST_BLOCK)
         self.few: bool | None = None
         self.asked = 0
-        self.log_weights = torch.cat([m.log_weights for m in self.mixtures])[:, None]
-        sizes = [m.classes for m in self.mixtures]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.classes = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        nothing = sum(sizes)
-        padded = [[s + j if j < k else nothing for s, k in zip(starts, sizes, strict=True)] for j in range(max(sizes))]
-        self.of_class = torch.tensor(padded)  # (largest number of classes, C): row of each class among all; K = none
-        self.scale_of: list[int] = []
-        if self.joint:
-            self._see()
-        self.singles: Singles | None = Singles(self.mixtures) if self.single else None
-
-    def _see(self) -> None:
-        """Lay out the continuous columns: distinct scales, and the whitening of all classes on each."""
-        scales: list[Tensor | None] = []
-        for m in self.mixtures:
-            own = None if m.bend is None else m.bend.constants
-            same = (i for i, s in enumerate(scales) if (s is None) == (own is None) and (s is own or _equal(s, own)))
-            self.scale_of.append(next(same, len(scales)))
-            if self.scale_of[-1] == len(scales):
-                scales.append(own)
-        self.representatives = [self.mixtures[self.scale_of.index(i)] for i in range(len(scales))]
-        factors = [m._whitening() for m in self.mixtures]
-        members = [[i for i, own in enumerate(self.scale_of) if own == scale] for scale in range(len(scales))]
-        self.whitening = [torch.cat([factors[i][0] for i in some], 1) for some in members]
-        self.white_means = [torch.cat([factors[i][1] for i in some]) for some in members]
-        # a scale's classes come one after another in its product: where each of them goes among all classes
-        order = [row for some in members for i in some for row in range(self.classes[i].start, self.classes[i].stop)]
-        self.order = torch.tensor(order).argsort()
-        self.log_determinants = torch.cat([f[2] for f in factors])[:, None]
-        rows = [self.scale_of[i] for i, m in enumerate(self.mixtures) for _ in range(m.classes)]
-        self.scale_of_class = torch.tensor(rows)
 
     @torch.inference_mode()
     def mean_log_prob(self, x: Tensor) -> Tensor:
         """Return the mean of the mixtures' log p(x) of encoded rows (n, m), nats, (n,), float64."""
         out = torch.empty(len(x), dtype=WIDE)
-        block = FEW_ROWS if len(x) <= FEW_ROWS and self._few_are_as_many() else BLOCK
+        block = self.block
+        if len(x) <= MANY_ROWS and self._few_are_as_many():
+            block = FEW_ROWS if len(x) <= FEW_ROWS else MANY_ROWS
 
         @torch.inference_mode()  # each thread has a mode of its own
         def some(i: int) -> None:
@@ -114,45 +107,58 @@ class Together:
             self.asked += 1
             if self.asked < WORTH_TRYING:
                 return False
-            x = made_up(self.mixtures[0].columns, 2 * BLOCK).double()
+            x = made_up(self.mixtures[0].columns, 2 * self.block).double()
+            heights = (self.block, MANY_ROWS, FEW_ROWS)
             with threads_worth(0):
-                few, many = (torch.cat([self._block(part) for part in x.split(height)]) for height in (FEW_ROWS, BLOCK))
-            self.few = torch.equal(few, many)
+                found = [torch.cat([self._block(part) for part in x.split(height)]) for height in heights]
+            self.few = all(torch.equal(found[0], other) for other in found[1:])
         return self.few
 
     def _block(self, x: Tensor) -> Tensor:
         """Return the mean log density of a block, (n,)."""
-        joint = self.log_weights.expand(-1, len(x))
-        if self.joint:
-            joint = joint + self._normals(x)
+        joint, total = self.constant.expand(-1, len(x)), x.new_zeros(len(x))
+        if self.whitening:
+            squares, constant = self._normals(x)
+            joint = joint.sub(squares, alpha=0.5)
+            total += constant
         if self.singles is not None:
             joint = joint + self.singles.log_prob(x).T
-        padded = torch.cat([joint, joint.new_full((1, len(x)), -torch.inf)])[self.of_class]
-        total = torch.zeros(len(x), dtype=WIDE)
-        for value in torch.logsumexp(padded, 0).unbind():  # added in one order: see `vae`
-            total += value
+        first = 0
+        for size, count in self.sizes:
+            classes = joint[first : first + size * count].view(count, size, -1)
+            first += size * count
+            for value in torch.logsumexp(classes, 1).unbind():  # added in one order: see `vae`
+                total += value
         return total / len(self.mixtures)
 
-    def _normals(self, x: Tensor) -> Tensor:
-        """Return log p of the continuous cells given each class, in the user's units, (K, n)."""
-        missing = x.index_select(1, self.joint_index).isnan()
-        gaps = bool(missing.any())
-        seen = [m.seen(x) for m in self.representatives]
-        parts = []
-        for (cells, _), whitening, means in zip(seen, self.whitening, self.white_means, strict=True):
-            wide = F.pad(cells.nan_to_num(0.0) if gaps else cells, (0, len(whitening) - cells.shape[1]))
-            white = torch.mm(wide, whitening).sub_(means).square_()
-            parts.append(white.view(len(x), -1, len(whitening)).sum(-1).T)
-        squares = torch.cat(parts)[self.order] if len(parts) > 1 else parts[0]
-        out = self.log_determinants - 0.5 * squares
-        if gaps:
-            first = self.mixtures[0]
-            for rows in first._incomplete(missing):
-                for m, classes, scale in zip(self.mixtures, self.classes, self.scale_of, strict=True):
-                    out[classes, rows] = m._observed_log_density(seen[scale][0][rows], missing[rows])
-        slopes = torch.stack([log_slope.sum(-1) for _, log_slope in seen])
-        constant = HALF_LOG_2PI * (~missing).to(x.dtype).sum(-1)
-        return out + (slopes - constant)[self.scale_of_class]
+    def _normals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the continuous cells cost.
+
+        Returns:
+            Their squared distance to each class, (K, n), and what all classes of all mixtures have in common, added up
+            over the mixtures, in the user's units, (n,).
+        """
+        missing = x.index_select(1, self.joint).isnan()
+        gaps, one = bool(missing.any()), x.new_ones(1, len(x))
+        squares, total = [], -HALF_LOG_2PI * len(self.mixtures) * (~missing).to(x.dtype).sum(1)
+        for scale, some, whitening in zip(self.scales, self.of_scale, self.whitening, strict=True):
+            cells, log_slope = scale.seen(x)
+            total = total + len(some) * log_slope.sum(-1)
+            filled = cells.nan_to_num(0.0) if gaps else cells
+            white = torch.mm(whitening, torch.cat([filled.T, one])).square_()
+            squares.append(white.view(cells.shape[1], -1, len(x)).sum(0))
+            for rows in scale.incomplete(missing) if gaps else ():
+                seen, absent = cells[rows], missing[rows]
+                # their own determinants, not those of whole rows
+                own = [m.observed_log_density(seen, absent) - m.whitening()[2][:, None] for m in some]
+                squares[-1][:, rows] = -2.0 * torch.cat(own)
+        return torch.cat(squares), total
+
+
+def _whitening(mixtures: Sequence[ClassMixture]) -> Tensor:
+    """Return what makes the cells of each class of mixtures white, for cells (c, n) with ones below, (c K, c + 1)."""
+    inverse, means, _ = (torch.cat(parts) for parts in zip(*(m.whitening() for m in mixtures), strict=True))
+    return torch.cat([inverse, -means[..., None]], 2).transpose(0, 1).reshape(-1, inverse.shape[1] + 1)
 
 
 class Singles:
@@ -199,5 +205,7 @@ class Singles:
         return out + self.likelihood.log_prob(self.heads, larger).sum(-1).T
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other)
+def _same_scale(one: ClassMixture, other: ClassMixture) -> bool:
+    if one.bend is None or other.bend is None:
+        return one.bend is other.bend
+    return torch.equal(one.bend.constants, other.bend.constants)

@@ -7,13 +7,13 @@ lock: several that score single rows at once are slower than one.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import torch
 from torch import Tensor
 
@@ -119,7 +119,7 @@ def answer_of(columns: dict[str, list[Any]], *, watched: bool = True) -> Answer:
     """Return scores as the body of an answer, with their p-values if they are watched (see `pulse`)."""
     flags = columns["is_anomaly"]
     return (
-        json.dumps({"predictions": columns}, allow_nan=False).encode(),
+        orjson.dumps({"predictions": columns}),
         len(flags),
         sum(flags),
         columns["p_value"] if watched else [],

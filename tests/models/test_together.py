@@ -9,7 +9,7 @@ import torch
 
 from anomaly_vae import Schema
 from anomaly_vae.models.mixture import ClassMixture
-from anomaly_vae.models.together import BLOCK, CHUNK, Together
+from anomaly_vae.models.together import CHUNK, Together
 from tests.conftest import mixed_frame
 
 
@@ -46,8 +46,8 @@ def test_they_say_what_each_says(name, rows):
 
 def test_scales_are_shared_where_they_are_one():
     frame = FRAMES["numbers alone"]
-    assert len(Together(fitted(frame)[0]).representatives) == 2
-    assert len(Together(fitted(frame, [400, 300, 200, 400, 150])[0]).representatives) == 4
+    assert len(Together(fitted(frame)[0]).scales) == 2
+    assert len(Together(fitted(frame, [400, 300, 200, 400, 150])[0]).scales) == 4
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -59,7 +59,8 @@ def test_a_row_has_the_same_bits_in_any_company(name):
     order = torch.randperm(len(long), generator=torch.Generator().manual_seed(0))
     assert torch.equal(together.mean_log_prob(long[order]), whole[order])
     assert torch.equal(torch.cat([together.mean_log_prob(row) for row in x[:40].split(1)]), whole[:40])
-    assert torch.equal(torch.cat([together.mean_log_prob(part) for part in x.split(BLOCK + 7)]), whole[: len(x)])
+    parts = x.split(together.block + 7)
+    assert torch.equal(torch.cat([together.mean_log_prob(part) for part in parts]), whole[: len(x)])
 
 
 def test_threads_may_share_the_work_of_a_caller_that_infers() -> None:
