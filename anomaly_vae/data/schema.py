@@ -189,7 +189,7 @@ class Schema:
         found = [j for j in found if self.modelled[j].dtype != "datetime64[ns]"]
         columns = [self.modelled[j] for j in found]
         place = {name: i for i, name in enumerate(frame.columns)}
-        cells = frame.iloc[:, [place[c.name] for c in columns]].to_numpy(dtype=np.float64)
+        cells = frame.take([place[c.name] for c in columns], axis=1).to_numpy(dtype=np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             values = (cells - [c.center for c in columns]) / [c.scale for c in columns]
             if (np.abs(values) > SATURATION).any() or np.isinf(cells).any():

@@ -22,6 +22,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ..data.bounds import MOST_COLUMNS
 from ..data.images import ImageSchema
@@ -234,10 +235,25 @@ def _given(kind: str, value: Any, schema: Schema | ImageSchema, wanted: Sequence
         _refuse_rows(len(values) if isinstance(values, list) else 1, max_rows)
         return value
     if kind == "dataframe_split":
-        return pd.DataFrame(_of_split(value, wanted, max_rows))
+        return _table(_of_split(value, wanted, max_rows))
     if kind == "dataframe_records" or records:
-        return pd.DataFrame(_of_records(value, wanted, max_rows))
-    return pd.DataFrame(_of_columns(value, wanted, max_rows))
+        return _table(_of_records(value, wanted, max_rows))
+    return _table(_of_columns(value, wanted, max_rows))
+
+
+def _table(columns: dict[str, list[Any]]) -> pd.DataFrame:
+    return pd.DataFrame({name: _typed(cells) for name, cells in columns.items()})
+
+
+def _typed(cells: list[Any]) -> list[Any] | NDArray[Any]:
+    """Return cells as pandas would have them, for most columns in a fraction of the time."""
+    kinds = set(map(type, cells))
+    if kinds == {float} or kinds == {float, type(None)}:
+        return np.array(cells, dtype=np.float64)
+    if kinds == {int}:
+        with contextlib.suppress(OverflowError):
+            return np.array(cells, dtype=np.int64)
+    return cells
 
 
 def _of_split(value: Any, wanted: Sequence[str], max_rows: int) -> dict[str, list[Any]]:
