@@ -1,4 +1,4 @@
-"""A request's text is read by a fast parser where it says what the strict one would, and by the strict one elsewhere."""
+"""A request's text is read by a fast parser where that says what the strict one would, else by the strict one."""
 
 from __future__ import annotations
 
@@ -8,28 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomaly_vae.serving.payload import RefusedError, strict_json
+from anomaly_vae.serving.payload import MOST_DEPTH, RefusedError, strict_json
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 LEAVES |= st.text(st.characters(exclude_categories=["Cs"]))
-VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner), max_leaves=8
-)
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner), max_leaves=8)
 
 
-def _same(one: object, other: object) -> bool:
-    return repr(one) == repr(other)  # 1 is not 1.0 here, nor 0.0 -0.0
+def depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
 
-@given(VALUES)
+@given(VALUES.filter(lambda value: depth(value) <= MOST_DEPTH))
 def test_it_says_what_the_standard_parser_says(value: object) -> None:
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1)):
-        try:
-            got = strict_json(text.encode())
-        except RefusedError as refused:
-            assert "nested" in str(refused)
-        else:
-            assert _same(got, json.loads(text))
+        assert repr(strict_json(text.encode())) == repr(json.loads(text))  # 1 is not 1.0 here, nor 0.0 -0.0
 
 
 @pytest.mark.parametrize(
