@@ -107,7 +107,7 @@ class RowWeigher:
         cls, detector: Detector, rows: CodedRows, config: ResampleConfig, *, label_column: str | None = None
     ) -> Self:
         """Weigh rows that `coded` has returned; see `fit`."""
-        facts = {"detector": detector.digest, "space": config.measured_in, "density": config.density}
+        facts = {"detector": detector.digest, "density": config.density}
         least = 1 / (detector.calibration.rows + 1)
         blunt = rows.p_values is not None and least > config.guard
         notes = [
@@ -322,7 +322,8 @@ def coded(
     if config.fence is not None and isinstance(detector.model, ImageVAE):
         noise = detector.noise[:SURPRISE_SAMPLES].to(detector.device)
         surprises = score_rows(detector.model, x.to(detector.device), noise=noise, kind="elbo").value
-    return CodedRows(codes, entered(detector.model, x), log_scales, p_values, surprises, labels)
+    images = isinstance(detector.model, ImageVAE)
+    return CodedRows(codes, entered(detector.model, x), log_scales, p_values, surprises, labels, images=images)
 
 
 def joined(parts: Sequence[CodedRows]) -> CodedRows:
@@ -339,7 +340,7 @@ def joined(parts: Sequence[CodedRows]) -> CodedRows:
         for name in ("codes", "surface", "log_scales", "p_values", "surprises")
     }
     labels = None if first.labels is None else pd.concat([pd.Series(part.labels) for part in parts], ignore_index=True)
-    return CodedRows(**together, labels=labels)
+    return CodedRows(**together, labels=labels, images=first.images)
 
 
 def weight_columns(judged: Judged) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from anomaly_vae.errors import AnomalyVaeError, NotFittedError
 from anomaly_vae.estimator import AnomalyDetector
 from anomaly_vae.options import ImageConfig, ResampleConfig
 from anomaly_vae.resampler import LatentDensityResampler
-from tests.conftest import mixed_frame
+from tests.conftest import digit_images, mixed_frame
 
 FAST = TrainConfig(steps=150, hidden=(16,), companions=(), learning_rate=0.01)
 
@@ -91,6 +91,19 @@ def test_controls_without_the_latent(detector, labelled, space):
     report = LatentDensityResampler(detector, config=ResampleConfig(space=space)).fit(X, y).report_
     assert report.facts["space"] == space
     assert report.ess >= 0.198
+
+
+def test_rows_are_weighed_in_the_latent_and_images_beside_their_components(detector, image_detector, labelled):
+    X, y = labelled
+    images, digit = digit_images()
+    some = slice(0, 300)
+    for config, spaces in (
+        (ResampleConfig(), ("latent", "joint")),
+        (ResampleConfig(density="kde"), ("latent", "latent")),
+    ):
+        table = LatentDensityResampler(detector, config=config).fit(X, y)
+        pictures = LatentDensityResampler(image_detector, config=config).fit(images[some], digit[some])
+        assert (table.report_.facts["space"], pictures.report_.facts["space"]) == spaces
 
 
 def test_it_works_inside_a_pipeline():

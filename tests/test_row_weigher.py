@@ -110,9 +110,9 @@ def test_a_guard_that_cannot_see_is_said(detector, rows):
 
 def test_it_says_how_many_rows_it_holds(detector, rows, answers):
     assert RowWeigher.fit(detector, rows, labels=answers).describe()["rows_held"] == ROWS
-    bare = ResampleConfig(isolation_guard=None, label_guard=None)
+    bare = ResampleConfig(isolation_guard=None, label_guard=None, space="joint")
     assert RowWeigher.fit(detector, rows, bare, labels=answers).describe()["rows_held"] == ROWS
-    codes = ResampleConfig(isolation_guard=None, label_guard=None, space="latent")
+    codes = ResampleConfig(isolation_guard=None, label_guard=None)
     assert RowWeigher.fit(detector, rows, codes, labels=answers).describe()["rows_held"] == 0
     raw = ResampleConfig(isolation_guard=None, label_guard=None, space="raw")
     assert RowWeigher.fit(detector, rows, raw).describe()["rows_held"] == ROWS

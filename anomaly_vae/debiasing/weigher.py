@@ -33,6 +33,7 @@ class CodedRows:
         p_values: Conformal p-values, (n,); None where there is no calibration.
         surprises: Minus their ELBO, (n,), nats; None where no guard asks for it.
         labels: Labels, (n,), if there are any.
+        images: Whether the rows are images.
     """
 
     codes: NDArray[np.floating]
@@ -41,6 +42,7 @@ class CodedRows:
     p_values: Floats | None = None
     surprises: Floats | None = None
     labels: ArrayLike | None = None
+    images: bool = False
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -94,7 +96,7 @@ class Weigher:
         """How many of the rows it was fitted to can be read out of it, as the encoder sees them; 0 = codes alone."""
         parts = [] if self.isolation is None else [len(self.isolation.references)]
         parts += [] if self.disagreement is None else [sum(map(len, self.disagreement.references))]
-        rows_are_coordinates = self.config.measured_in != "latent"
+        rows_are_coordinates = self.space.kind != "latent"
         parts += [codes_held(self.density)] if rows_are_coordinates else []
         return max(parts, default=0)
 
@@ -122,10 +124,11 @@ class Weigher:
         _check_lengths(rows)
         strata = Strata.fit(rows.labels, kind=config.label_kind, bins=config.label_bins)
         of = strata.of(rows.labels, rows=len(rows))
-        space = fit_space(config.measured_in, _points(rows, config), codes=rows.codes.shape[1])
-        log_scales = space.log_scales(rows.log_scales) if config.measured_in == "latent" else None
+        kind = config.measured_in(images=rows.images)
+        space = fit_space(kind, _points(rows, kind), codes=rows.codes.shape[1])
+        log_scales = space.log_scales(rows.log_scales) if kind == "latent" else None
         apart = (strata, of) if config.within_class else (Strata.fit(None), np.zeros_like(of))
-        points = space.coordinates(_points(rows, config))
+        points = space.coordinates(_points(rows, kind))
         density = fit_density(points, config, strata=apart[0], of=apart[1], log_scales=log_scales)
         seen = surface(rows.surface)
         look = seen.coordinates(rows.surface) if config.isolation_guard or config.label_guard else points[:, :0]
@@ -138,7 +141,9 @@ class Weigher:
         if config.guard and rows.p_values is None:
             notes.append("the detector gives no p-values, having no calibration rows: no row is guarded as an anomaly.")
         weighing = weigh(density.own, config, strata=strata, of=of, guards=guards, notes=notes)
-        report = dataclasses.replace(weighing.report, facts={"space_width": space.width, **(facts or {})})
+        report = dataclasses.replace(
+            weighing.report, facts={"space": kind, "space_width": space.width, **(facts or {})}
+        )
         weighing = dataclasses.replace(weighing, report=report)
         return cls(config, strata, space, density, seen, isolation, disagreement, fence, weighing, guards)
 
@@ -158,7 +163,7 @@ class Weigher:
         """
         _check_lengths(rows)
         of = self.strata.of(rows.labels, rows=len(rows))
-        points = self.space.coordinates(_points(rows, self.config))
+        points = self.space.coordinates(_points(rows, self.space.kind))
         log_density = self.density.log_density(points, of if self.config.within_class else np.zeros_like(of))
         guarded = self.isolation is not None or self.disagreement is not None
         look = self.surface.coordinates(rows.surface) if guarded else points
@@ -167,10 +172,10 @@ class Weigher:
         return Judged(self.weighing.weigh(log_density, of, either), log_density, flags)
 
 
-def _points(rows: CodedRows, config: ResampleConfig) -> NDArray[np.floating]:
-    if config.measured_in == "joint":
+def _points(rows: CodedRows, space: str) -> NDArray[np.floating]:
+    if space == "joint":
         return np.concatenate([rows.codes, rows.surface], axis=1)
-    return rows.codes if config.measured_in == "latent" else rows.surface
+    return rows.codes if space == "latent" else rows.surface
 
 
 def _flags(

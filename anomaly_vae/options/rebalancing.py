@@ -28,7 +28,7 @@ class ResampleConfig(Options):
     mode: str = option("weights", f"what to make: {', '.join(MODES)}")
     size: int | None = option(None, "rows of an oversample or a subsample; by default twice, or ess times, the rows")
     density: str = option("knn", f"how density is estimated: {', '.join(DENSITIES)}")
-    space: str | None = option(None, f"where: {', '.join(SPACES)}; by default joint for knn, latent for the others")
+    space: str | None = option(None, f"where: {', '.join(SPACES)}; by default joint for knn of images, else latent")
     within_class: bool = option(True, "measure density within each class, where there are labels")
     label_kind: str | None = option(None, "of the labels: classes or continuous; by default read off them")
     label_bins: int = option(10, "intervals between quantiles into which a continuous target is cut")
@@ -56,10 +56,9 @@ class ResampleConfig(Options):
     combine: str = option("product", f"dbvae: of the dimensions' densities: {', '.join(COMBINATIONS)}")
     seed: int = option(0, "seed of all draws")
 
-    @property
-    def measured_in(self) -> str:
-        """The space in which density is measured."""
-        return self.space or ("joint" if self.density == "knn" else "latent")
+    def measured_in(self, *, images: bool) -> str:
+        """Return the space in which density is measured of images, or of rows of a table."""
+        return self.space or ("joint" if images and self.density == "knn" else "latent")
 
     def __post_init__(self) -> None:
         choices = {

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--set", "steps=20", "--set", "channels=8", "--set", "calibration_k=[1, 4]"]
@@ -167,9 +168,10 @@ def test_the_whole_comparison_and_no_run_twice(tmp_path) -> None:
 
 
 def test_misuse_is_a_line(tmp_path) -> None:
-    made = run(tmp_path, "--protocol", "rotation")
-    assert made.returncode == 2
+    made = CliRunner().invoke(debias.main, ["--out", str(tmp_path), "--protocol", "rotation"])
+    assert made.exit_code == 2
     assert "--data must name the folder" in made.stderr
-    made = run(tmp_path, "--protocol", "adult", "--data", str(tmp_path), "--spoil", "garbage")
-    assert made.returncode == 2
+    words = ["--protocol", "adult", "--data", str(tmp_path), "--spoil", "garbage"]
+    made = CliRunner().invoke(debias.main, ["--out", str(tmp_path), *words])
+    assert made.exit_code == 2
     assert "garbage must be planted among images" in made.stderr
