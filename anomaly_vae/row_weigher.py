@@ -318,11 +318,10 @@ def coded(
     codes, log_scales = posteriors(detector.model, x)
     calibrated = config.guard and detector.calibration.rows
     p_values = detector.verdicts(x, alpha=0.5).p_values if calibrated else None
-    surprises = None
-    if config.fence is not None and isinstance(detector.model, ImageVAE):
+    surprises, images = None, isinstance(detector.model, ImageVAE)
+    if config.fence is not None and images:
         noise = detector.noise[:SURPRISE_SAMPLES].to(detector.device)
         surprises = score_rows(detector.model, x.to(detector.device), noise=noise, kind="elbo").value
-    images = isinstance(detector.model, ImageVAE)
     return CodedRows(codes, entered(detector.model, x), log_scales, p_values, surprises, labels, images=images)
 
 

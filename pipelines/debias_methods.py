@@ -43,6 +43,7 @@ CONFIGS: dict[str, ResampleConfig] = {
     "default": ResampleConfig(),
     "default, no guards": ResampleConfig(**UNGUARDED),
     "default in latent space": ResampleConfig(space="latent"),
+    "default in joint space": ResampleConfig(space="joint"),
     "default in raw space": ResampleConfig(space="raw"),
     "default in PCA space": ResampleConfig(space="pca"),
     "clusters, in class": ResampleConfig(density="clusters"),

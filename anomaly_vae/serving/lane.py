@@ -115,11 +115,16 @@ def _settle(future: Future[Answer], score: Callable[[], Answer]) -> None:
         future.set_exception(error)
 
 
+def body_of(columns: dict[str, list[Any]]) -> bytes:
+    """Return columns without a number that is not finite as the body of an answer."""
+    return orjson.dumps({"predictions": columns})
+
+
 def answer_of(columns: dict[str, list[Any]], *, watched: bool = True) -> Answer:
     """Return scores as the body of an answer, with their p-values if they are watched (see `pulse`)."""
     flags = columns["is_anomaly"]
     return (
-        orjson.dumps({"predictions": columns}),
+        body_of(columns),
         len(flags),
         sum(flags),
         columns["p_value"] if watched else [],

@@ -129,7 +129,7 @@ def strict_json(body: bytes) -> Any:
         {'a': [1, None]}
     """
     _refuse_depth(body)
-    # a fraction may have as many digits as it likes; that there are none so long takes no time to see
+    # Long fractions are common and harmless: the pattern, which is slow, is asked only where a run of digits is so long.
     long_numbers = _LONG_RUN in body.translate(_DIGITS) and bool(_LONG_NUMBER.search(body))
     if not long_numbers:
         with contextlib.suppress(orjson.JSONDecodeError):  # what is wrong, the slower parser says
@@ -138,7 +138,7 @@ def strict_json(body: bytes) -> Any:
                 return parsed
     try:
         text = body.decode("utf-8")
-        # A hook for whole numbers is called for each of them: only where a long run of digits makes it worth while.
+        # A hook for whole numbers is called for each of them: only where one may be too long.
         whole = _whole if long_numbers else None
         parsed = json.loads(text, parse_constant=_no_constant, parse_int=whole, object_pairs_hook=_unique)
         if _SURROGATE.search(body):  # half a character, which no encoding can write

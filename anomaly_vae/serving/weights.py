@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..detection.detector import Detector
 from ..errors import ConfigError
 from ..row_weigher import KIND, RowWeigher
 from . import flavor, payload, tracking, weigher_flavor
-from .lane import Answer, Asked
+from .lane import Answer, Asked, body_of
 
 Served = Detector | RowWeigher
 """What a service may have for its model."""
@@ -54,7 +53,7 @@ def asked(weigher: RowWeigher, body: bytes, media: str, *, max_rows: int) -> Ask
 
     def weighed() -> Answer:
         columns = flavor.columns_of(weigher.score_frame(frame))
-        return json.dumps({"predictions": columns}, allow_nan=False).encode(), len(frame), 0, []
+        return body_of(columns), len(frame), 0, []
 
     return Asked(weighed)
 
