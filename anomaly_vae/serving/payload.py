@@ -129,7 +129,7 @@ def strict_json(body: bytes) -> Any:
         {'a': [1, None]}
     """
     _refuse_depth(body)
-    # Long fractions are common and harmless: the pattern, which is slow, is asked only where a run of digits is so long.
+    # Long fractions are common and harmless; the pattern is slow, and asked only where a run of digits is so long.
     long_numbers = _LONG_RUN in body.translate(_DIGITS) and bool(_LONG_NUMBER.search(body))
     if not long_numbers:
         with contextlib.suppress(orjson.JSONDecodeError):  # what is wrong, the slower parser says
