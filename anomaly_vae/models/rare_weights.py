@@ -24,8 +24,8 @@ SAMPLES = (4, 16, 64, 256, 1024, 4096)
 """k: the rows of a block."""
 SPREADS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 """Standard deviations of the log weights, nats: the columns."""
-FEW, FEW_SHARE = 10, 0.05
-"""An effective sample size of fewer, or of a smaller share of the samples, does not tell what it has not seen."""
+FEW, FEW_SHARE, ENOUGH = 10, 0.1, 100
+"""Fewer effective samples, or a smaller share of all, do not tell what they have not seen, unless they are enough."""
 CLEARLY = 1.5
 """How many times the delta method's error the table's must be to be believed: it knows less of the weights."""
 DOUBTED = 0.5
@@ -71,7 +71,8 @@ def stated_error(delta: Tensor, effective: Tensor, spread: Tensor, skewness: Ten
     """Return the error to state of the log of a mean of k weights, (n,), nats.
 
     It is the delta method's, unless few of the weights count and log weights of such spread and skewness have an error
-    that is `CLEARLY` larger.
+    that is `CLEARLY` larger. The error grows faster than the spread, which k samples know only so well: their standard
+    error, that of normal variables, is added to it.
 
     Args:
         delta: The delta method's standard error, (n,).
@@ -80,9 +81,14 @@ def stated_error(delta: Tensor, effective: Tensor, spread: Tensor, skewness: Ten
         skewness: Their skewness, (n,); NaN where they do not vary.
         k: Samples, of all rows or of each, (n,).
     """
-    unseen = unseen_error(spread, skewness, k)
-    few = effective < torch.clamp(FEW_SHARE * torch.as_tensor(k, device=delta.device), min=FEW)
+    unseen = unseen_error(spread * (1 + uncertainty(k)), skewness, k)
+    few = effective < torch.clamp(FEW_SHARE * torch.as_tensor(k, device=delta.device), min=FEW, max=ENOUGH)
     return torch.where(few & (unseen > CLEARLY * delta), unseen, delta)
+
+
+def uncertainty(k: int | Tensor) -> Tensor:
+    """Return the relative standard error of the standard deviation of k normal variables, 1 / sqrt(2 (k - 1))."""
+    return (2.0 * torch.as_tensor(k) - 2.0).rsqrt()
 
 
 def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
