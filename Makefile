@@ -18,7 +18,7 @@ PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
 export MLFLOW_DISABLE_TELEMETRY = true
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises bench-service bench-batch
+.PHONY: help install venv demo test whole lint slow bench bench-tables bench-missing bench-images bench-binarized bench-promises bench-service bench-batch
 .PHONY: audit bench-debias docs clean
 
 help: ## list the targets
@@ -40,7 +40,10 @@ demo: $(READY) ## train, register, batch-score, serve, explain and rebalance on 
 
 # One thread in each of the two processes: more only get in each other's way, and take half as long again.
 test: $(READY) ## the tests that belong before every commit
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+whole: $(READY) ## the demo, the README's examples, killed jobs and services: whole, as a user runs them
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m whole -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 slow: $(READY) ## the statistical and long-running tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
@@ -83,7 +86,7 @@ audit: $(READY) ## look the pinned dependencies up among known vulnerabilities; 
 	@$(BIN)/python pipelines/audit.py constraints.txt --pip-audit $(VENV)-audit/bin/pip-audit
 
 docs: $(READY) $(VENV)/.docs ## run every example of README, docs/ and docstrings, then build the documentation into build/site
-	@$(BIN)/python -m pytest tests/test_readme.py -m "slow or not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/test_readme.py -m "slow or whole or not slow" $(PYTEST_ARGS)
 	@$(BIN)/python -m pytest --doctest-modules anomaly_vae $(PYTEST_ARGS)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
 	@echo "built: build/site/index.html"

@@ -327,6 +327,7 @@ def long_training(folder: Path, steps: int) -> list[object]:
     return [*words, "--set", f"steps={steps}", "--set", "patience=1000", "--set", "hidden=[64]"]
 
 
+@pytest.mark.whole
 def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: Path) -> None:
     words = long_training(folder, 1000)
     code, said = stopped_in_training(tmp_path, words, signal.SIGINT)

@@ -61,9 +61,9 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def timed(page: Path) -> object:
-    """Only what a newcomer reads first runs before every commit; `make docs` and `make slow` run the other pages."""
+    """What a newcomer reads first runs before every merge; `make docs` and `make slow` run the other pages."""
     first = page.name in ("README.md", "index.md")
-    return pytest.param(page, id=name_of(page), marks=[] if first else [pytest.mark.slow])
+    return pytest.param(page, id=name_of(page), marks=pytest.mark.whole if first else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("page", [timed(p) for p in PAGES if blocks(p, "python", "bash")])

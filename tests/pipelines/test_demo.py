@@ -16,6 +16,7 @@ import mlflow
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.whole
 DEMO = Path(__file__).resolve().parents[2] / "pipelines" / "demo.py"
 
 

@@ -350,6 +350,7 @@ def two_at_once(times: int, base: Path, folder: Path, whole: dict[str, Any], chi
             assert state(here) == whole
 
 
+@pytest.mark.whole
 def test_two_at_once(base: Path, tmp_path: Path, whole: dict[str, Any], children: Callable[[], Child]) -> None:
     two_at_once(2, base, tmp_path, whole, children)
 

@@ -568,6 +568,7 @@ def kill_at_random_moments(
         assert any(0 < finished < parts for finished, _, _ in found), f"no kill fell into the middle: {found}"
 
 
+@pytest.mark.whole
 def test_kill_9_and_resume(detector: Detector, rows: pd.DataFrame, tmp_path: Path) -> None:
     kill_at_random_moments(2, detector, rows, tmp_path, parts=12, seed=1)
 

@@ -376,6 +376,7 @@ def _eventually(holds: Any, seconds: float = 300) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.whole
 def test_stopping_finishes_what_is_in_flight(registered: Any, rows: pd.DataFrame, tmp_path: Path) -> None:
     port = free_port()
     words = [
@@ -403,6 +404,7 @@ def test_stopping_finishes_what_is_in_flight(registered: Any, rows: pd.DataFrame
             service.get("/ping")
 
 
+@pytest.mark.whole
 def test_several_workers_share_counts_and_outlive_one(registered: Any, rows: pd.DataFrame, tmp_path: Path) -> None:
     port = free_port()
     words = ["anomaly_vae.cli", "serve", registered.uri, "--port", str(port), "--workers", "2"]

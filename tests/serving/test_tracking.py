@@ -74,6 +74,7 @@ def test_recalibration_is_a_new_version_of_the_same_model(registered: tracking.R
     assert old["p_value"].tolist() != new["p_value"].tolist()
 
 
+@pytest.mark.whole
 def test_default_store_lies_in_the_current_folder(away: Path) -> None:
     """In a fresh process, for the tracking URI is MLflow's global state."""
     code = f"""
@@ -158,6 +159,7 @@ def test_quiet_gives_levels_back() -> None:
     assert logger.level == before
 
 
+@pytest.mark.whole
 def test_wide_table_is_recorded(store: Path) -> None:
     mlflow.create_experiment("wide", artifact_location=(store / "artifacts").as_uri())
     rng = np.random.default_rng(0)
