@@ -108,10 +108,10 @@ class RowWeigher:
     ) -> Self:
         """Weigh rows that `coded` has returned; see `fit`."""
         facts = {"detector": detector.digest, "density": config.density}
-        least = 1 / (detector.calibration.rows + 1)
-        blunt = rows.p_values is not None and least > config.guard
+        least, guard = 1 / (detector.calibration.rows + 1), config.guard_of(images=rows.images)
+        blunt = rows.p_values is not None and 0 < guard < least
         notes = [
-            f"the detector's least p-value, {least:.2g}, is above the guard of {config.guard:g}: no row is guarded as "
+            f"the detector's least p-value, {least:.2g}, is above the guard of {guard:g}: no row is guarded as "
             "an anomaly. Calibrate with more rows, or raise the guard."
         ]
         weigher = Weigher.fit(rows, config, facts=facts, notes=notes if blunt else ())
@@ -316,9 +316,9 @@ def coded(
     names = set(detector.schema.names)
     x = detector.encode(frame[[name for name in frame.columns if name in names]])
     codes, log_scales = posteriors(detector.model, x)
-    calibrated = config.guard and detector.calibration.rows
-    p_values = detector.verdicts(x, alpha=0.5).p_values if calibrated else None
     surprises, images = None, isinstance(detector.model, ImageVAE)
+    calibrated = config.guard_of(images=images) and detector.calibration.rows
+    p_values = detector.verdicts(x, alpha=0.5).p_values if calibrated else None
     if config.fence is not None and images:
         noise = detector.noise[:SURPRISE_SAMPLES].to(detector.device)
         surprises = score_rows(detector.model, x.to(detector.device), noise=noise, kind="elbo").value

@@ -217,6 +217,25 @@ def test_garbage_that_calibrates_itself_is_still_held_back(image_detector):
     assert flagged[2.5][:300].mean() < 0.05
 
 
+def test_images_behind_a_fence_are_not_held_back_for_a_p_value(image_detector):
+    """Of any rows 1 % have a p-value of .01 or less; it is the default guard only where there is no fence."""
+    frame = frame_of(digit_images()[0][:300])
+    for config, guard in (
+        (ResampleConfig(), 0.0),
+        (ResampleConfig(fence=None), 0.01),
+        (ResampleConfig(guard=0.05), 0.05),
+    ):
+        rows = coded(image_detector, frame, config)
+        assert (rows.p_values is None) == (guard == 0)
+        weigher = RowWeigher.of_coded(image_detector, rows, config).weigher
+        assert weigher.config.guard == guard
+        improbable = np.zeros(300, dtype=bool) if not guard else rows.p_values <= guard
+        np.testing.assert_array_equal(
+            weigher.guards["anomaly"],
+            improbable if config.fence is None else improbable | (rows.surprises > weigher.fence),
+        )
+
+
 def test_tables_have_no_fence(detector, rows):
     """Of few columns the ELBO is skewed: a rare cluster would lie beyond it."""
     assert coded(detector, rows, ResampleConfig()).surprises is None

@@ -88,8 +88,8 @@ class InTrainingWeights:
         points = space.coordinates(means)
         density = fit_density(points, self.config, strata=strata, of=of, log_scales=space.log_scales(log_scales))
         guards = {}
-        if self.config.guard:
-            guards["lowest ELBO"] = elbo < np.quantile(elbo, self.config.guard)
+        if share := self.config.guard_of(images=False):
+            guards["lowest ELBO"] = elbo < np.quantile(elbo, share)
         wanted = weigh(density.own, self.config, strata=strata, of=of, guards=guards).weights
         if previous is None or self.damping == 1:
             return torch.from_numpy(wanted).to(x.device)

@@ -68,7 +68,7 @@ class Weigher:
     """The weights of rows, and what is needed to weigh further rows alike.
 
     Attributes:
-        config: Settings.
+        config: Settings, the guard among them that was meant by default.
         strata: Strata of the labels.
         density: Density of codes within each stratum that density is measured in.
         space: Where density is measured.
@@ -122,6 +122,7 @@ class Weigher:
             ShapeError: Arrays differ in length.
         """
         _check_lengths(rows)
+        config = dataclasses.replace(config, guard=config.guard_of(images=rows.images))
         strata = Strata.fit(rows.labels, kind=config.label_kind, bins=config.label_bins)
         of = strata.of(rows.labels, rows=len(rows))
         kind = config.measured_in(images=rows.images)

@@ -11,6 +11,8 @@ SPACES = ("latent", "raw", "pca", "joint")
 MODES = ("weights", "oversample", "subsample", "thin")
 CLASS_MASS = ("tempered", "equal", "kept")
 COMBINATIONS = ("product", "max")
+IMPROBABLE = 0.01
+"""The p-value up to which rows are guarded by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,11 @@ class ResampleConfig(Options):
     class_mass: str = option(
         "tempered", f"mass of the classes: {', '.join(CLASS_MASS)}; tempered = as equal as ess allows"
     )
-    guard: float = option(0.01, "rows whose anomaly p-value is at most this are never weighted up; 0 = no guard")
+    guard: float | None = option(
+        None, "rows whose anomaly p-value is at most this are never weighted up; by default 0.01, or 0 behind a fence"
+    )
     fence: float | None = option(
-        2.5, "nor images whose ELBO is this many interquartile ranges under the lower quartile; none = no guard"
+        3.0, "nor images whose ELBO is this many interquartile ranges under the lower quartile; none = no fence"
     )
     isolation_guard: float | None = option(
         2.0, "nor rows whose nearest neighbour is this many times farther than is usual around it; none = no guard"
@@ -59,6 +63,16 @@ class ResampleConfig(Options):
     def measured_in(self, *, images: bool) -> str:
         """Return the space in which density is measured of images, or of rows of a table."""
         return self.space or ("joint" if images and self.density == "knn" else "latent")
+
+    def guard_of(self, *, images: bool) -> float:
+        """Return the p-value up to which images, or rows of a table, are guarded; 0 = they are not.
+
+        By default no image behind a fence is: of garbage the p-value finds no more than the fence, but 1 % of any rows
+        are at most .01, more of rare ones, and none of these would be weighted up.
+        """
+        if self.guard is not None:
+            return self.guard
+        return 0.0 if images and self.fence is not None else IMPROBABLE
 
     def __post_init__(self) -> None:
         choices = {
@@ -86,7 +100,7 @@ class ResampleConfig(Options):
         }
         for name, (accept, rule) in rules.items():
             value = getattr(self, name)
-            optional = name not in ("guard", "smoothing_alpha")
+            optional = name != "smoothing_alpha"
             check((value is None and optional) or (is_number(value) and accept(value)), name, rule, value)
 
 
