@@ -81,7 +81,7 @@ def test_the_spread_is_known_only_so_well() -> None:
         assert float(uncertainty(k)) == pytest.approx(float(found), rel=0.06)
 
 
-@pytest.mark.parametrize(("k", "covered", "by_delta"), [(16, 0.9, 0.7), (64, 0.89, 0.8), (256, 0.92, 0.85)])
+@pytest.mark.parametrize(("k", "covered", "by_delta"), [(16, 0.88, 0.5), (64, 0.9, 0.6), (256, 0.94, 0.7)])
 def test_the_stated_error_covers_where_the_delta_method_does_not(k: int, covered: float, by_delta: float) -> None:
     w = drawn(2.8, k, 2000)
     estimate, stated = bounds.importance_weighted_bound(w), bounds.monte_carlo_error(w, "likelihood")
