@@ -60,7 +60,7 @@ def audit(
         return
     click.echo(terminal.audit_lines(found.audit, found.examples))
     if found.unreadable:
-        click.echo(f"{found.unreadable:,} images could not be read.", err=True)
+        click.echo(f"{found.unreadable:,} images could not be read or scored.", err=True)
     if out is not None:
         click.echo(f"Written to {out}")
 
@@ -116,7 +116,7 @@ def resample(
     click.echo(terminal.resampling_lines(files.report))
     click.echo(f"Written to {files.path} ({files.report.rows_out:,} rows), {files.weights} and {files.report_path}")
     if files.unreadable:
-        click.echo(f"{files.unreadable:,} images could not be read; {files.errors} says why.", err=True)
+        click.echo(f"{files.unreadable:,} images could not be read or scored; {files.errors} says why.", err=True)
     if made is not None:
         click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
         if held := made.model.weigher.rows_held:

@@ -102,7 +102,7 @@ def _file(model_uri: str, input: str, output: str, as_json: bool, config: ScoreC
     )
     click.echo(f"Written to {done.path}")
     if done.unreadable:
-        click.echo(f"{done.unreadable:,} images could not be read; {done.errors} says why.", err=True)
+        click.echo(f"{done.unreadable:,} images could not be read or scored; {done.errors} says why.", err=True)
     return _verdict(done, config)
 
 

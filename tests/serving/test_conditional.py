@@ -63,7 +63,7 @@ def test_classes_that_were_not_trained_on_are_set_aside(place: Path) -> None:
     errors = pd.read_csv(place / "scored.parquet.errors.csv")
     assert errors["file"].tolist() == ["9/nine.png", "none.png"]
     assert errors["reason"].str.contains("must be of a class that the model was trained on").all()
-    assert "2 images could not be read" in done.stderr
+    assert "2 images could not be read or scored" in done.stderr
 
 
 def test_a_job_of_parts_is_told_classes_too(place: Path) -> None:

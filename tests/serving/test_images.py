@@ -52,7 +52,7 @@ def test_a_folder_is_scored_and_the_unreadable_are_listed(place: Path) -> None:
     assert list(scored["file"][:3]) == ["0.png", "1.png", "2.png"]
     errors = pd.read_csv(place / "scored.parquet.errors.csv")
     assert set(errors["file"]) == {"cut.png", "jpeg.png"}
-    assert "2 images could not be read" in done.stderr
+    assert "2 images could not be read or scored" in done.stderr
     for text, score in zip(scored["attributions"][:5], scored["anomaly_score"][:5], strict=True):
         assert sum(part["nats"] for part in json.loads(text)) == pytest.approx(score, abs=1e-3)
 
