@@ -81,7 +81,7 @@ class ResampleConfig(Options):
         }  # fmt: skip
         for name, allowed in choices.items():
             value = getattr(self, name)
-            check(value in allowed, name, f"be one of {', '.join(map(str, allowed))}", value)
+            check(value in allowed, name, f"be one of {', '.join(filter(None, allowed))}", value)
         for name in ("neighbours", "clusters", "bins", "label_bins"):
             check(is_integer(getattr(self, name)), name, "be an integer of at least 1", getattr(self, name))
         check(is_integer(self.smoothing, 0), "smoothing", "be an integer of at least 0", self.smoothing)
