@@ -7,6 +7,9 @@ Spread and skewness of the *log* weights do, which are known from few samples. `
 square, bias and spread together, of :math:`\log \tfrac1k \sum_i e^{\sigma y_i} - \log E e^{\sigma y}` for y that is
 standard normal, or minus a standardised gamma variable where it is skewed to the left; found by simulation.
 
+Where weights are bounded, many come near the bound: then none are missing, whatever the spread. So the table is
+believed only where no more samples count than would be usual of normal log weights so spread (`EFFECTIVE`).
+
 References:
     Chatterjee & Diaconis (2018), The sample size required in importance sampling, arXiv:1511.01437.
 """
@@ -24,10 +27,15 @@ SAMPLES = (4, 16, 64, 256, 1024, 4096)
 """k: the rows of a block."""
 SPREADS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 """Standard deviations of the log weights, nats: the columns."""
-FEW, FEW_SHARE, ENOUGH = 10, 0.1, 100
-"""Fewer effective samples, or a smaller share of all, do not tell what they have not seen, unless they are enough."""
-CLEARLY = 1.5
-"""How many times the delta method's error the table's must be to be believed: it knows less of the weights."""
+EFFECTIVE = (
+    (3.44, 2.805, 2.399, 2.152, 1.965, 1.837, 1.605, 1.288),  # k = 4
+    (13.37, 9.657, 7.092, 5.511, 3.858, 3.075, 2.344, 1.914),  # k = 16
+    (52.01, 33.19, 20.46, 13.42, 7.303, 4.98, 3.244, 2.226),  # k = 64
+    (204.2, 117.4, 60.77, 33.11, 13.39, 7.69, 4.236, 2.605),  # k = 256
+    (807.7, 431.7, 191.8, 86.55, 25.62, 11.97, 5.401, 2.943),  # k = 1024
+    (3211, 1628, 633.3, 238.5, 49.97, 18.62, 6.811, 3.33),  # k = 4096
+)
+"""The effective sample size that seven in eight sets of k normal log weights do not exceed, by simulation."""
 DOUBTED = 0.5
 """Skewness to the left that is taken for none: the far right, which matters, is heavier than a gamma variable's."""
 ROOT_MEAN_SQUARES = (
@@ -70,9 +78,9 @@ ROOT_MEAN_SQUARES = (
 def stated_error(delta: Tensor, effective: Tensor, spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
     """Return the error to state of the log of a mean of k weights, (n,), nats.
 
-    It is the delta method's, unless few of the weights count and log weights of such spread and skewness have an error
-    that is `CLEARLY` larger. The error grows faster than the spread, which k samples know only so well: their standard
-    error, that of normal variables, is added to it.
+    It is the delta method's, unless no more of the samples count than is usual of normal log weights so spread, and log
+    weights of such spread and skewness have a larger error. That grows faster than the spread, which k samples know
+    only so well: its standard error, that of normal variables, is added to it.
 
     Args:
         delta: The delta method's standard error, (n,).
@@ -82,13 +90,33 @@ def stated_error(delta: Tensor, effective: Tensor, spread: Tensor, skewness: Ten
         k: Samples, of all rows or of each, (n,).
     """
     unseen = unseen_error(spread * (1 + uncertainty(k)), skewness, k)
-    few = effective < torch.clamp(FEW_SHARE * torch.as_tensor(k, device=delta.device), min=FEW, max=ENOUGH)
-    return torch.where(few & (unseen > CLEARLY * delta), unseen, delta)
+    return torch.where(effective <= usual_effective(spread, k), torch.maximum(unseen, delta), delta)
 
 
 def uncertainty(k: int | Tensor) -> Tensor:
     """Return the relative standard error of the standard deviation of k normal variables, 1 / sqrt(2 (k - 1))."""
     return (2.0 * torch.as_tensor(k) - 2.0).rsqrt()
+
+
+def usual_effective(spread: Tensor, k: int | Tensor) -> Tensor:
+    """Return the effective sample size that seven in eight sets of k normal log weights do not exceed, (n,).
+
+    `EFFECTIVE` is interpolated on a log scale, in the spread and in log k; it stays beyond the ends of the spread, and
+    goes on beyond the most samples.
+
+    Args:
+        spread: Standard deviations of the log weights, (n,), nats.
+        k: Samples, of all rows or of each, (n,).
+    """
+    table, levels, spreads = (
+        torch.tensor(part, dtype=spread.dtype, device=spread.device)
+        for part in (EFFECTIVE, [math.log(k) for k in SAMPLES], SPREADS)
+    )
+    log_k = torch.as_tensor(k, device=spread.device).to(spread.dtype).log().expand_as(spread)
+    (row, down), (column, along) = _place(log_k, levels), _place(spread.clamp(max=SPREADS[-1]), spreads)
+    logs = table.log()
+    below, above = (torch.lerp(logs[row + i, column], logs[row + i, column + 1], along) for i in (0, 1))
+    return torch.lerp(below, above, down).exp()
 
 
 def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
