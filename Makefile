@@ -14,6 +14,8 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
+# pip compiles on one core, and tests that nobody runs; what does not compile here is a template, or never imported.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 
 export MLFLOW_DISABLE_TELEMETRY = true
 
@@ -31,7 +33,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python must be 3.11 to 3.13, got %d.%d. Name one: make PYTHON=python3.12" % v)'
 	@echo "installing into $(VENV) (pinned by constraints.txt; the first time takes some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
+	@$(PIP) install --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
+	@$(COMPILE)
 	@touch $@
 	@echo "installed: $$($(BIN)/python -c 'import torch; print("torch", torch.__version__)')"
 
