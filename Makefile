@@ -45,7 +45,7 @@ demo: $(READY) ## train, register, batch-score, serve, explain and rebalance on 
 test: $(READY) ## the tests that belong before every commit
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-whole: $(READY) ## the demo, the README's examples, killed jobs and services: whole, as a user runs them
+whole: $(READY) ## the demo, the README's examples, benchmarks, killed jobs and services: whole, as a user runs them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m whole -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 slow: $(READY) ## the statistical and long-running tests

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from anomaly_vae import TrainConfig, fit_detector
 
+pytestmark = pytest.mark.whole
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
 

@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from anomaly_vae import AnomalyDetector, TrainConfig
 from anomaly_vae.errors import ConfigError, SchemaError, UnreadableDataError
 
+pytestmark = pytest.mark.whole
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 MODULES = ("benchmark", "contenders", "labelled", "runs", "sheet", "summary", "workers")
 OURS = "anomaly_vae:steps=20,hidden=[8],calibration_k=[1],k=1"

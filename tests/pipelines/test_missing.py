@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from anomaly_vae.errors import UnreadableDataError
 
+pytestmark = pytest.mark.whole
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
 

@@ -74,6 +74,7 @@ def assert_alike(one: Fit, other: Fit, tolerance: float) -> None:
         {"prior": "aggregated_posterior", "objective": "iwae", "train_k": 2},
     ],
 )
+@pytest.mark.whole
 def test_two_processes_train_the_model_of_one(changes: dict[str, object], tmp_path: Path, two: Executor) -> None:
     """The batch is odd, so that the parts differ in size; rows have weights, so that parts differ in mass."""
     config, frame = TrainConfig(**SMALL, hidden=(16,), companions=(2,), **changes), mixed_frame(300)

@@ -94,6 +94,7 @@ def test_each_part_has_its_rows_scores(detector: Detector, rows: pd.DataFrame, p
     assert json.loads((tmp_path / "out" / "_summary.json").read_text())["rows"] == 300
 
 
+@pytest.mark.whole
 def test_processes_give_the_same_parts(detector: Detector, parts: Path, tmp_path: Path) -> None:
     run(detector, parts, tmp_path / "one")
     told: list[Progress] = []

@@ -88,6 +88,7 @@ def test_an_interrupted_job_goes_on(image_detector: Detector, files: Path, tmp_p
         run(image_detector, files, tmp_path / "out")
 
 
+@pytest.mark.whole
 def test_processes_give_the_same(image_detector: Detector, files: Path, tmp_path: Path) -> None:
     run(image_detector, files, tmp_path / "one")
     run(image_detector, files, tmp_path / "two", processes=2)
