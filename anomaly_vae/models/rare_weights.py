@@ -17,6 +17,8 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -113,10 +115,7 @@ def usual_effective(spread: Tensor, k: int | Tensor) -> Tensor:
         for part in (EFFECTIVE, [math.log(k) for k in SAMPLES], SPREADS)
     )
     log_k = torch.as_tensor(k, device=spread.device).to(spread.dtype).log().expand_as(spread)
-    (row, down), (column, along) = _place(log_k, levels), _place(spread.clamp(max=SPREADS[-1]), spreads)
-    logs = table.log()
-    below, above = (torch.lerp(logs[row + i, column], logs[row + i, column + 1], along) for i in (0, 1))
-    return torch.lerp(below, above, down).exp()
+    return _interpolated(table.log(), [_place(log_k, levels), _place(spread.clamp(max=SPREADS[-1]), spreads)]).exp()
 
 
 def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
@@ -140,15 +139,18 @@ def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
         _place(log_k, levels),
         _place(spread.clamp(max=SPREADS[-1]), spreads),
     ]
-    found = torch.zeros_like(spread)
-    for corner in range(8):
-        index, share = [], torch.ones_like(spread)
-        for axis, (below, along) in enumerate(places):
-            upper = corner >> axis & 1
-            index.append(below + upper)
+    return spread * _interpolated((table / spreads).log(), places).exp()
+
+
+def _interpolated(table: Tensor, places: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return a table's entries at `_place`s along each of its axes, linear between them."""
+    found = torch.zeros_like(places[0][1])
+    for corner in product((0, 1), repeat=len(places)):
+        share = torch.ones_like(found)
+        for upper, (_, along) in zip(corner, places, strict=True):
             share = share * (along if upper else 1 - along)
-        found = found + share * (table / spreads).log()[tuple(index)]
-    return spread * found.exp()
+        found = found + share * table[tuple(below + upper for upper, (below, _) in zip(corner, places, strict=True))]
+    return found
 
 
 def _place(value: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
