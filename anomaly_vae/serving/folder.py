@@ -141,12 +141,8 @@ def score_folder(
     source, output = plain(source), Path(output)
     if isinstance(schema, ImageSchema):
         config = replace(config, on_error="quarantine")
-    if others is None and config.processes > 1:
-        others = crew.Processes(config.processes)
-    if others is not None and not isinstance(scorer, Detector):
-        raise ConfigError(f"several processes must have a Detector, got {type(scorer).__name__}. Use one process.")
-    names = {name for name, _ in score_fields(config)}
-    check_keys(config.key, names)
+    others = _helpers(scorer, config, others)
+    check_keys(config.key, {name for name, _ in score_fields(config)})
     files: Sequence[Part] = image_parts(source) if isinstance(schema, ImageSchema) else parts_of(source)
     _refuse_overlap(files, source, output)
     started = time.perf_counter()
@@ -165,15 +161,18 @@ def score_folder(
         if not counts["rows"] and counts["errors"]:
             raise UnreadableDataError(f"some row must be one that can be scored, got none. {str(listed)!r} says why.")
         return ScoredFolder(
-            path=output,
-            parts=len(files),
-            resumed=resumed,
-            **counts,
-            listed=listed if counts["errors"] else None,
-            seconds=time.perf_counter() - started,
-            rows_now=meter.rows,
-            peak_bytes=run.peak_bytes,
-        )
+            path=output, parts=len(files), resumed=resumed, **counts, listed=listed if counts["errors"] else None,
+            seconds=time.perf_counter() - started, rows_now=meter.rows, peak_bytes=run.peak_bytes,
+        )  # fmt: skip
+
+
+def _helpers(scorer: Scorer, config: BatchConfig, others: crew.Crew | None) -> crew.Crew | None:
+    """Return who scores the parts, None for this very process, or refuse what they cannot be given."""
+    if others is None and config.processes > 1:
+        others = crew.Processes(config.processes)
+    if others is not None and not isinstance(scorer, Detector):
+        raise ConfigError(f"several processes must have a Detector, got {type(scorer).__name__}. Use one process.")
+    return others
 
 
 def _job(

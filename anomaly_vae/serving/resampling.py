@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -132,13 +132,7 @@ def resample_file(
         SchemaError: The rows do not fit the detector, or the label is no column.
     """
     config, output, started = config or ResampleConfig(), Path(output), time.perf_counter()
-    weights_path, report_path = (output.with_name(f"{output.name}.{end}") for end in ("weights.parquet", "report.json"))
-    for path in (output, weights_path):
-        check_output(path, Path(source), ScoreConfig(overwrite=overwrite), ())
-    if report_path.exists() and not overwrite:
-        raise OutputExistsError(
-            f"an output must not exist yet, got {str(report_path)!r}. Use --overwrite to replace it."
-        )
+    places = _places(output, Path(source), overwrite=overwrite)
     _refuse_output(source)
     told = on_rows or (lambda rows, turn: None)
     found = _coded(detector, source, config, label, lambda n: told(n, 1))
@@ -157,24 +151,46 @@ def resample_file(
         tables = [_manifest(found, label, weighing.weights, copies)]
     else:
         tables = _rebalanced(source, found, weighing.weights, copies, config.mode, facts, lambda n: told(n, 2))
-    with contextlib.ExitStack() as outputs:
-        aside, report_aside, weights_aside = (
-            outputs.enter_context(appearing(path)) for path in (output, report_path, weights_path)
-        )
-        write_tables([_weights(found, model, label, copies)], weights_aside, ".parquet", lambda table: None)
-        try:
-            write_tables(tables, aside, output.suffix, lambda table: None)
-        except pa.ArrowException as error:
-            raise ConfigError(
-                f"an output must hold the table's cells, got {output.suffix}: {error}. Use .parquet."
-            ) from error
-        facts |= {"output_sha256": _sha256(aside), "report": report.to_dict()}
-        _write_json(report_aside, facts)
+    _write(places, tables, _weights(found, model, label, copies), {**facts, "report": report.to_dict()})
     return Resampled(
-        path=output, weights=weights_path, report_path=report_path, model=model, report=report, data_digest=digest,
+        path=output, weights=places.weights, report_path=places.report, model=model, report=report, data_digest=digest,
         seconds=time.perf_counter() - started, unreadable=len(found.stream.errors),
         errors=write_errors_of(output, found.stream.errors),
     )  # fmt: skip
+
+
+class _Places(NamedTuple):
+    """Where the outputs go."""
+
+    output: Path
+    weights: Path
+    report: Path
+
+
+def _places(output: Path, source: Path, *, overwrite: bool) -> _Places:
+    """Return where the outputs go, or refuse a place that cannot be used."""
+    weights, report = (output.with_name(f"{output.name}.{end}") for end in ("weights.parquet", "report.json"))
+    for path in (output, weights):
+        check_output(path, source, ScoreConfig(overwrite=overwrite), ())
+    if report.exists() and not overwrite:
+        raise OutputExistsError(f"an output must not exist yet, got {str(report)!r}. Use --overwrite to replace it.")
+    return _Places(output, weights, report)
+
+
+def _write(places: _Places, tables: Iterable[pa.Table], weights: pa.Table, facts: dict[str, Any]) -> None:
+    """Write all outputs aside, then let them appear: the data set last, so that where it is, all are."""
+    with contextlib.ExitStack() as outputs:
+        aside, report_aside, weights_aside = (
+            outputs.enter_context(appearing(path)) for path in (places.output, places.report, places.weights)
+        )
+        write_tables([weights], weights_aside, ".parquet", lambda table: None)
+        try:
+            write_tables(tables, aside, places.output.suffix, lambda table: None)
+        except pa.ArrowException as error:
+            raise ConfigError(
+                f"an output must hold the table's cells, got {places.output.suffix}: {error}. Use .parquet."
+            ) from error
+        _write_json(report_aside, {**facts, "output_sha256": _sha256(aside)})
 
 
 def weigh_file(
