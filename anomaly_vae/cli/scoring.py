@@ -97,8 +97,8 @@ def _file(model_uri: str, input: str, output: str, as_json: bool, config: ScoreC
         print_json({**vars(done), **paths, "rows_per_second": rate, "model": model.uri})
         return _verdict(done, config)
     click.echo(
-        f"{done.rows:,} rows scored in {done.seconds:.1f} s ({rate:,.0f} a second) by {model.uri}: "
-        f"{done.flagged:,} flagged ({done.flagged / done.rows:.2%}).{_doubtful(done, config)}"
+        f"{done.rows:,} {'row' if done.rows == 1 else 'rows'} scored in {done.seconds:.1f} s ({rate:,.0f} a second) "
+        f"by {model.uri}: {done.flagged:,} flagged ({done.flagged / done.rows:.2%}).{_doubtful(done, config)}"
     )
     click.echo(f"Written to {done.path}")
     if done.unreadable:
@@ -163,7 +163,12 @@ def _tell_folder(done: ScoredFolder, model: Loaded, as_json: bool, config: Batch
 
 
 def _doubtful(done: ScoredFile | ScoredFolder, config: ScoreConfig) -> str:
-    doubtful = f" {done.unreliable:,} scores are unreliable (effective sample size under 5)." if done.unreliable else ""
+    doubtful = ""
+    if done.unreliable:
+        doubtful = (
+            f" {done.unreliable:,} scores are unreliable (effective sample size under 5); their p-values hold, for the "
+            "nats themselves take more samples (--k) or name the error they may have (--mc-se 0.1)."
+        )
     if done.unreached:
         doubtful += f" {done.unreached:,} log likelihoods did not reach a standard error of {config.mc_se:g}."
     return doubtful

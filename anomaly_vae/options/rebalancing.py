@@ -50,7 +50,7 @@ class ResampleConfig(Options):
         2.0, "nor rows whose nearest neighbour is this many times farther than is usual around it; none = no guard"
     )
     label_guard: float | None = option(
-        1.2, "nor rows that lie this many times nearer to another class than to their own; none = no guard"
+        1.25, "nor rows that lie this many times nearer to another class than to their own; none = no guard"
     )
     neighbours: int = option(20, "knn: the neighbour whose distance measures density")
     smoothing: int = option(10, "knn: neighbours over whose densities a row's own is averaged; 0 = none")
