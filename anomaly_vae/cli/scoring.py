@@ -166,8 +166,8 @@ def _doubtful(done: ScoredFile | ScoredFolder, config: ScoreConfig) -> str:
     doubtful = ""
     if done.unreliable:
         doubtful = (
-            f" {done.unreliable:,} scores are unreliable (effective sample size under 5); their p-values hold, for the "
-            "nats themselves take more samples (--k) or name the error they may have (--mc-se 0.1)."
+            f" {done.unreliable:,} scores are unreliable (effective sample size under 5). Their p-values hold; for the "
+            "nats themselves, take more samples (--k) or name the error they may have (--mc-se 0.1)."
         )
     if done.unreached:
         doubtful += f" {done.unreached:,} log likelihoods did not reach a standard error of {config.mc_se:g}."

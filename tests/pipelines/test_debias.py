@@ -126,6 +126,16 @@ def test_a_classifier_is_judged_by_group() -> None:
     assert found["precision"] == pytest.approx((2 / 3 + 1) / 2)
 
 
+def test_a_seeds_figures_are_means_over_its_classifiers(digits) -> None:
+    def worst(seed: int, classifiers: int) -> float:
+        (row,) = debias.compared(digits, None, ["no weights"], seed, "digits", ("draws",), 0.0, classifiers)
+        return float(row["worst"])
+
+    one, other = worst(3, 1), worst(3 + debias.APART, 1)
+    assert one != other
+    assert worst(3, 2) == pytest.approx((one + other) / 2)
+
+
 def test_shares_cover_the_truth_as_often_as_they_say() -> None:
     rng, held = np.random.default_rng(0), 0
     for _ in range(400):
