@@ -127,6 +127,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         return state(folder)
 
 
+@pytest.mark.whole
 def test_a_drifted_day_brings_a_new_champion(whole: dict[str, Any]) -> None:
     assert whole["aliases"] == {"champion": "2"}
     assert whole["tags"] == {"champions": "1,2"}
@@ -139,6 +140,7 @@ class KilledError(BaseException):
     pass
 
 
+@pytest.mark.whole
 def test_stopped_at_every_moment_in_turn_it_ends_the_same(
     nightly: ModuleType, base: Path, place: Path, whole: dict[str, Any]
 ) -> None:
@@ -160,6 +162,7 @@ def test_stopped_at_every_moment_in_turn_it_ends_the_same(
     assert state(place) == whole
 
 
+@pytest.mark.whole
 def test_a_day_done_twice_does_nothing_new(nightly: ModuleType, base: Path, place: Path, whole: dict[str, Any]) -> None:
     words = [NAME, "--inbox", str(base / DAY), "--work", str(place / "work")]
     first = CliRunner().invoke(nightly.main, words)
@@ -175,6 +178,7 @@ def test_a_day_done_twice_does_nothing_new(nightly: ModuleType, base: Path, plac
     assert state(place) == whole, "a damaged output is made again"
 
 
+@pytest.mark.whole
 def test_one_command_rolls_back(nightly: ModuleType, base: Path, place: Path) -> None:
     def back() -> Any:
         return CliRunner().invoke(nightly.main, [NAME, "--rollback", "--work", str(place / "work")])
@@ -195,6 +199,7 @@ def test_one_command_rolls_back(nightly: ModuleType, base: Path, place: Path) ->
     assert in_office() == "1"
 
 
+@pytest.mark.whole
 def test_a_champion_moved_by_hand_is_left_alone(nightly: ModuleType, base: Path, place: Path) -> None:
     def meddle(moment: str) -> None:
         if moment == "compare":
@@ -206,6 +211,7 @@ def test_a_champion_moved_by_hand_is_left_alone(nightly: ModuleType, base: Path,
     assert in_office() == "3"
 
 
+@pytest.mark.whole
 def test_a_quiet_day_changes_nothing(nightly: ModuleType, base: Path, place: Path) -> None:
     found = nightly.run(night_of(nightly, base, place, day="quiet"))
     assert not found["monitor"]["alarm"]
@@ -213,6 +219,7 @@ def test_a_quiet_day_changes_nothing(nightly: ModuleType, base: Path, place: Pat
     assert len(mlflow.MlflowClient().search_model_versions(f"name = '{NAME}'")) == 1
 
 
+@pytest.mark.whole
 def test_a_worse_challenger_is_not_promoted(nightly: ModuleType, base: Path, place: Path) -> None:
     """Labels that arrive turn out: what the challenger has learnt as normal on this day is not."""
     (place / "odd").mkdir()
@@ -229,6 +236,7 @@ def test_a_worse_challenger_is_not_promoted(nightly: ModuleType, base: Path, pla
     assert in_office() == "1"
 
 
+@pytest.mark.whole
 def test_files_that_change_are_refused(nightly: ModuleType, base: Path, place: Path) -> None:
     shutil.copytree(base / "quiet", place / "inbox")
     words = [NAME, "--inbox", "inbox", "--day", "d", "--work", "work"]
