@@ -141,7 +141,7 @@ def score_folder(
     source, output = plain(source), Path(output)
     if isinstance(schema, ImageSchema):
         config = replace(config, on_error="quarantine")
-    others = _helpers(scorer, config, others)
+    others = _crew(scorer, config, others)
     check_keys(config.key, {name for name, _ in score_fields(config)})
     files: Sequence[Part] = image_parts(source) if isinstance(schema, ImageSchema) else parts_of(source)
     _refuse_overlap(files, source, output)
@@ -166,7 +166,7 @@ def score_folder(
         )  # fmt: skip
 
 
-def _helpers(scorer: Scorer, config: BatchConfig, others: crew.Crew | None) -> crew.Crew | None:
+def _crew(scorer: Scorer, config: BatchConfig, others: crew.Crew | None) -> crew.Crew | None:
     """Return who scores the parts, None for this very process, or refuse what they cannot be given."""
     if others is None and config.processes > 1:
         others = crew.Processes(config.processes)
