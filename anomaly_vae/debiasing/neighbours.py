@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import skew
 from sklearn.neighbors import NearestNeighbors
 
 Points = NDArray[np.float32]
@@ -134,6 +135,33 @@ class NeighbourDensity:
 def _log_density(distance: Floats, *, k: int, rows: int, width: int, least: float) -> Floats:
     ball = 0.5 * width * math.log(math.pi) - math.lgamma(0.5 * width + 1)
     return math.log(k / rows) - ball - width * np.log(np.maximum(distance, least))
+
+
+def long_tail(points: Points, strata: NDArray[np.intp], *, k: int, smoothing: int, seed: int = 0) -> float:
+    r"""Return how far rare rows stand out from the rest of their strata: the skewness of the log distances.
+
+    Where a few rows lie apart, together or alone, the log distance to the k-th neighbour has a long right tail; where
+    none does, it is near symmetric, however many coordinates there are. Mean over the strata in which at least four
+    times k rows were drawn, each counting for its rows; 0 where there is none.
+
+    Args:
+        points: Shape (n, l).
+        strata: Stratum of each, (n,), from 0.
+        k: The neighbour.
+        smoothing: Neighbours over which to average, 0 for none.
+        seed: Of the rows that are looked at, at most `REFERENCES`.
+    """
+    chosen = drawn(len(points), REFERENCES, np.random.default_rng(seed))
+    of, found, rows = strata[chosen], 0.0, 0
+    for stratum in np.unique(of):
+        part = np.ascontiguousarray(points[chosen[of == stratum]])
+        if len(part) < 4 * k or not np.any(part != part[0]):
+            continue
+        rng = np.random.default_rng(seed)
+        _, log_density = NeighbourDensity.fit(part, k=k, smoothing=smoothing, references=len(part), rng=rng)
+        found += len(part) * float(skew(-log_density))
+        rows += len(part)
+    return found / rows if rows else 0.0
 
 
 def intrinsic_dimension(distances: Floats) -> float:

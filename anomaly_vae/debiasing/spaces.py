@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,14 @@ from sklearn.decomposition import PCA
 from ..errors import ConfigError, ShapeError
 
 Floats = NDArray[np.float64]
+Points = NDArray[np.float32]
+Tail = Callable[[Points], float]
 
 ACTIVE = 0.01
 """Latent dimensions whose codes vary by less are not in use (Burda et al. 2016, arXiv:1509.00519, section 5.2)."""
-COMPONENTS = 16
+COMPONENTS, FEW = 16, 4
+LEAST_PART = 0.1
+"""What distances in a set of axes of the joint space count at least, where those in the best count 1."""
 WIDEST = 256
 """Coordinates of the space in which guards look at rows."""
 FITTED_ROWS = 50_000
@@ -33,12 +37,14 @@ class Space:
         centre: Taken off first, (d,).
         axes: Columns are the axes, (d, l); l = 0 where nothing varies.
         kept: For spaces whose axes are some of the columns: which, (l,); log-scales are carried along there.
+        parts: For the joint space that was made of points: what distances in each set of axes count, 1 at most.
     """
 
     kind: str
     centre: Floats
     axes: Floats
     kept: NDArray[np.intp] | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -91,29 +97,40 @@ def principal(points: NDArray[np.floating], components: int = COMPONENTS) -> Spa
     return Space("pca", pca.mean_, pca.components_[real].T)
 
 
-def joint(points: NDArray[np.floating], codes: int) -> Space:
-    """Put the latent dimensions in use beside the first principal components of the rows, each with variance 1 in all.
+def joint(points: NDArray[np.floating], codes: int, tail: Tail | None = None) -> Space:
+    """Put the latent dimensions in use beside principal components of the rows, each set by what it shows.
 
-    A latent leaves out what its model has not learnt, components what is not linear; a row that is rare in either lies
-    apart in both together.
+    A latent leaves out what its model has not learnt, many components what is not linear, and few the details; a row
+    that is rare in one of them lies apart in all together. Each set of axes has variance 1 in all, times the square of
+    its tail: where rare rows do not stand out, distances are noise, and hide what the others show.
 
     Args:
         points: Codes and rows side by side, (n, codes + d).
         codes: Width of the codes.
+        tail: How far rare rows stand out at coordinates (n, l), `neighbours.long_tail`; None = equally in all.
     """
-    blocks, centres = [], []
-    for make, part in ((active_units, points[:, :codes]), (principal, points[:, codes:])):
-        space = make(part)
-        total = float(space.coordinates(part).var(0, dtype=np.float64).sum())
-        blocks.append(space.axes / math.sqrt(total) if total > 0 else space.axes)
-        centres.append(space.centre)
-    return Space("joint", np.concatenate(centres), block_diag(*blocks))
+    latent, rows = points[:, :codes], points[:, codes:]
+    sets = {"latent": (active_units(latent), latent), "components": (principal(rows), rows)}
+    if sets["components"][0].width > FEW:
+        sets["few components"] = (principal(rows, FEW), rows)
+    scaled, tails = [], []
+    for space, part in sets.values():
+        coordinates = space.coordinates(part)
+        total = float(coordinates.var(0, dtype=np.float64).sum())
+        scaled.append(space.axes / math.sqrt(total) if total > 0 else space.axes)
+        tails.append(max(tail(coordinates), 0.0) if tail is not None and total > 0 else 0.0)
+    largest = max(tails)
+    counts = [max(t / largest, LEAST_PART) if largest > 0 else 1.0 for t in tails]
+    of_latent, *of_rows = (count * axes for count, axes in zip(counts, scaled, strict=True))
+    centre = np.concatenate([sets[name][0].centre for name in ("latent", "components")])
+    axes = block_diag(of_latent, np.concatenate(of_rows, axis=1))
+    return Space("joint", centre, axes, parts=dict(zip(sets, counts, strict=True)))
 
 
-SPACES: dict[str, Callable[[NDArray[np.floating], int], Space]] = {
-    "latent": lambda points, codes: active_units(points),
-    "raw": lambda points, codes: raw(points),
-    "pca": lambda points, codes: principal(points),
+SPACES: dict[str, Callable[[NDArray[np.floating], int, Tail | None], Space]] = {
+    "latent": lambda points, codes, tail: active_units(points),
+    "raw": lambda points, codes, tail: raw(points),
+    "pca": lambda points, codes, tail: principal(points),
     "joint": joint,
 }
 """Spaces by name; each is made of the points (n, d) that it is to describe, of which the first columns may be codes."""
@@ -130,13 +147,14 @@ def of_columns(kind: str, kept: NDArray[np.intp], width: int) -> Space:
     return Space(kind, np.zeros(width), axes, kept)
 
 
-def fit_space(kind: str, points: NDArray[np.floating], *, codes: int = 0) -> Space:
+def fit_space(kind: str, points: NDArray[np.floating], *, codes: int = 0, tail: Tail | None = None) -> Space:
     """Make a space of points (n, d).
 
     Args:
         kind: A name in `SPACES`.
         points: Codes, rows, or for "joint" both side by side.
         codes: For "joint": how many of the columns are codes, the first ones.
+        tail: For "joint": see `joint`.
 
     Raises:
         ShapeError: They are not a table with rows.
@@ -144,7 +162,7 @@ def fit_space(kind: str, points: NDArray[np.floating], *, codes: int = 0) -> Spa
     """
     if kind not in SPACES:
         raise ConfigError(f"space must be one of {', '.join(SPACES)}, got {kind!r}. Choose one of them.")
-    return SPACES[kind](_finite(points), codes)
+    return SPACES[kind](_finite(points), codes, tail)
 
 
 def _finite(points: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ConfigError, ShapeError
 from ..options import ResampleConfig
 from .density import CodeDensity, codes_held, fit_density
-from .neighbours import Isolation, LabelDisagreement
+from .neighbours import Isolation, LabelDisagreement, long_tail
 from .resampling import Flags, Floats, Weighing, weigh
 from .spaces import Space, fit_space, surface
 from .strata import Strata
@@ -126,9 +127,10 @@ class Weigher:
         strata = Strata.fit(rows.labels, kind=config.label_kind, bins=config.label_bins)
         of = strata.of(rows.labels, rows=len(rows))
         kind = config.measured_in(images=rows.images)
-        space = fit_space(kind, _points(rows, kind), codes=rows.codes.shape[1])
-        log_scales = space.log_scales(rows.log_scales) if kind == "latent" else None
         apart = (strata, of) if config.within_class else (Strata.fit(None), np.zeros_like(of))
+        tail = partial(long_tail, strata=apart[1], k=config.neighbours, smoothing=config.smoothing, seed=config.seed)
+        space = fit_space(kind, _points(rows, kind), codes=rows.codes.shape[1], tail=tail)
+        log_scales = space.log_scales(rows.log_scales) if kind == "latent" else None
         points = space.coordinates(_points(rows, kind))
         density = fit_density(points, config, strata=apart[0], of=apart[1], log_scales=log_scales)
         seen = surface(rows.surface)
@@ -142,9 +144,10 @@ class Weigher:
         if config.guard and rows.p_values is None:
             notes.append("the detector gives no p-values, having no calibration rows: no row is guarded as an anomaly.")
         weighing = weigh(density.own, config, strata=strata, of=of, guards=guards, notes=notes)
-        report = dataclasses.replace(
-            weighing.report, facts={"space": kind, "space_width": space.width, **(facts or {})}
-        )
+        measured: dict[str, Any] = {"space": kind, "space_width": space.width}
+        if space.parts:
+            measured["space_parts"] = ", ".join(f"{name} {part:.2g}" for name, part in space.parts.items())
+        report = dataclasses.replace(weighing.report, facts={**measured, **(facts or {})})
         weighing = dataclasses.replace(weighing, report=report)
         return cls(config, strata, space, density, seen, isolation, disagreement, fence, weighing, guards)
 

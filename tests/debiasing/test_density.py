@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import multivariate_normal, norm, spearmanr
+from scipy.stats import multivariate_normal, norm, skew, spearmanr
+from sklearn.metrics import roc_auc_score
 
 from anomaly_vae.debiasing import neighbours
 from anomaly_vae.debiasing.density import DENSITIES, fit_density
@@ -16,10 +18,11 @@ from anomaly_vae.debiasing.neighbours import (
     LabelDisagreement,
     NeighbourDensity,
     intrinsic_dimension,
+    long_tail,
     nearest,
     reference_rows,
 )
-from anomaly_vae.debiasing.spaces import SPACES, fit_space
+from anomaly_vae.debiasing.spaces import FEW, SPACES, fit_space
 from anomaly_vae.debiasing.strata import Strata
 from anomaly_vae.errors import ConfigError, ShapeError
 from anomaly_vae.options import DENSITIES as NAMES
@@ -223,18 +226,56 @@ def test_spaces_keep_what_varies():
         fit_space("pixels", points)
 
 
-def test_the_joint_space_gives_codes_and_rows_equal_parts():
+def test_the_joint_space_gives_codes_and_rows_equal_parts_unless_told_their_tails():
     codes, rows = cloud(400, 2), 50 * cloud(400, 6, seed=1)
     codes[:8, 0] += 6 * np.array([1, -1] * 4)
     rows[8:16, 0] += 600
     both = np.concatenate([codes, rows], axis=1)
     space = fit_space("joint", both, codes=2)
-    assert space.width == 8
+    assert space.width == 2 + 6 + FEW
+    assert space.parts == {"latent": 1.0, "components": 1.0, "few components": 1.0}
     z = space.coordinates(both)
-    assert z[:, :2].var(0).sum() == pytest.approx(1, rel=1e-3)
-    assert z[:, 2:].var(0).sum() == pytest.approx(1, rel=1e-3)
+    for part in (z[:, :2], z[:, 2:8], z[:, 8:]):
+        assert part.var(0).sum() == pytest.approx(1, rel=1e-3)
     rarest = set(np.argsort(fit_density(z, ResampleConfig(smoothing=0)).own)[:16])
     assert len(rarest & set(range(8))) >= 6
     assert len(rarest & set(range(8, 16))) >= 6
     alike = np.concatenate([codes, np.ones((400, 6), dtype=np.float32)], axis=1)
     assert fit_space("joint", alike, codes=2).width == 2
+    assert fit_space("joint", both[:, :5], codes=2).width == 2 + 3
+
+
+@pytest.mark.parametrize("where", ["latent", "components"])
+def test_in_the_joint_space_counts_where_rare_rows_stand_out(where):
+    """Twelve of 600 rows lie apart in one set of axes, and everything else is noise of many dimensions."""
+    codes, rows = cloud(600, 12), cloud(600, 40, seed=1) * np.geomspace(9, 1, 40, dtype=np.float32)
+    strata = np.arange(600) % 2
+    if where == "latent":
+        codes[:12, :8] += 3
+    else:
+        rows[:12, 5:15] += 15
+    both = np.concatenate([codes, rows], axis=1)
+    tail = partial(long_tail, strata=strata, k=10, smoothing=10)
+    space, equal = (fit_space("joint", both, codes=12, tail=t) for t in (tail, None))
+    assert space.parts[where] > 0.9
+    assert (space.parts["latent"] < 0.5) == (where != "latent")
+
+    def told(space) -> float:
+        density = fit_density(space.coordinates(both), ResampleConfig())
+        return roc_auc_score(np.arange(600) < 12, -density.own)
+
+    assert told(space) > max(0.95, told(equal) - 0.01)
+
+
+def test_the_tail_is_the_skewness_of_log_distances():
+    points, rng = cloud(500, 3), np.random.default_rng(0)
+    distances = np.sort(np.linalg.norm(points[:, None].astype(float) - points[None], axis=-1), axis=1)
+    expected = skew(np.log(distances[:, 5]))
+    one = np.zeros(500, dtype=np.intp)
+    assert long_tail(points, one, k=5, smoothing=0) == pytest.approx(expected, rel=1e-3)
+    assert abs(long_tail(cloud(2000, 16), np.zeros(2000, dtype=np.intp), k=10, smoothing=0)) < 0.6
+    two = rng.permutation(np.arange(500) % 2)
+    each = [long_tail(points[two == i], one[:250], k=5, smoothing=3) for i in (0, 1)]
+    assert long_tail(points, two, k=5, smoothing=3) == pytest.approx(np.mean(each), rel=1e-6)
+    assert long_tail(points, np.arange(500) // 10, k=5, smoothing=3) == 0  # strata of ten rows say nothing
+    assert long_tail(np.ones((500, 3), dtype=np.float32), one, k=5, smoothing=3) == 0
