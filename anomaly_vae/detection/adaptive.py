@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models.family import Model
 from ..models.fused import Rows, Scorer
+from ..models.proposals import widened
 from ..models.rare_weights import stated_error
 from ..models.threads import threads_worth
 from .scores import RELIABLE_SAMPLES, SMALLEST_BLOCK
@@ -171,10 +172,10 @@ def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int) -> Lo
         for k in looks(max_k):
             packed = [(part, rows.part(_padded(part, GROUP))) for part in active.split(GROUP)]
             for _ in range(before, k, CHUNK):
-                noise = torch.randn(CHUNK, model.latent, generator=generator).to(x.device)
+                noise, correction = widened(torch.randn(CHUNK, model.latent, generator=generator))
                 for part, group in packed:
-                    log_w = _log_weights(fused, group, len(part), noise)
-                    seen.add(part, log_w)
+                    log_w = _log_weights(fused, group, len(part), noise.to(x.device))
+                    seen.add(part, log_w + correction[:, None])
             active = active[~_within(seen, bound)[active]]
             before = k
             if not len(active):
