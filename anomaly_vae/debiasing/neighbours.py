@@ -34,6 +34,8 @@ SAME = 1e-5
 CIRCLE = 5
 """Neighbours with which a row's isolation is compared."""
 BY_CHANCE = 1e-3
+EVEN = 1e-6
+"""Log densities, nats, that vary by less say nothing of which rows are rare."""
 COMPARED = 3
 """The neighbour, in each class, by whose distance classes are compared."""
 
@@ -159,7 +161,8 @@ def long_tail(points: Points, strata: NDArray[np.intp], *, k: int, smoothing: in
             continue
         rng = np.random.default_rng(seed)
         _, log_density = NeighbourDensity.fit(part, k=k, smoothing=smoothing, references=len(part), rng=rng)
-        found += len(part) * float(skew(-log_density))
+        if log_density.std() > EVEN:
+            found += len(part) * float(skew(-log_density))
         rows += len(part)
     return found / rows if rows else 0.0
 

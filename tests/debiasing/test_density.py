@@ -279,3 +279,4 @@ def test_the_tail_is_the_skewness_of_log_distances():
     assert long_tail(points, two, k=5, smoothing=3) == pytest.approx(np.mean(each), rel=1e-6)
     assert long_tail(points, np.arange(500) // 10, k=5, smoothing=3) == 0  # strata of ten rows say nothing
     assert long_tail(np.ones((500, 3), dtype=np.float32), one, k=5, smoothing=3) == 0
+    assert long_tail(np.eye(2, dtype=np.float32)[np.arange(500) % 2], one, k=5, smoothing=3) == 0
