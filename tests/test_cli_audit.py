@@ -97,6 +97,7 @@ def test_labels_tell_false_alarms_from_true_ones(folder: Path) -> None:
     assert "false_alarm_rate" not in {f["kind"] for f in facts["findings"]}
 
 
+@pytest.mark.whole
 def test_images_are_named_by_their_files(tmp_path: Path) -> None:
     images, digit = digit_images()
     np.savez(tmp_path / "digits.npz", images=images[:400], label=digit[:400] % 2)

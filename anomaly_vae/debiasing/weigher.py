@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..options import ResampleConfig
 from .density import CodeDensity, codes_held, fit_density
 from .neighbours import Isolation, LabelDisagreement, long_tail
 from .resampling import Flags, Floats, Weighing, weigh
-from .spaces import Space, fit_space, surface
+from .spaces import Space, Tail, fit_space, surface
 from .strata import Strata
 
 ANOMALY, ISOLATED, MISLABELLED = "anomaly", "isolated", "label"
@@ -126,21 +125,22 @@ class Weigher:
         config = dataclasses.replace(config, guard=config.guard_of(images=rows.images))
         strata = Strata.fit(rows.labels, kind=config.label_kind, bins=config.label_bins)
         of = strata.of(rows.labels, rows=len(rows))
-        kind = config.measured_in(images=rows.images)
+        guards_at = surface(rows.surface)
+        looked = config.isolation_guard is not None or config.label_guard is not None
+        look = guards_at.coordinates(rows.surface) if looked else np.zeros((len(rows), 0), dtype=np.float32)
+        isolation = Isolation.fit(look, seed=config.seed) if config.isolation_guard else None
+        judged = config.label_guard is not None and strata.kind != "none"
+        disagreement = LabelDisagreement.fit(look, of, ordered=strata.ordered, seed=config.seed) if judged else None
+        fence = _fence(rows.surprises, config.fence)
+        guards = _flags(config, isolation, disagreement, fence, rows, look, of)
         apart = (strata, of) if config.within_class else (Strata.fit(None), np.zeros_like(of))
-        tail = partial(long_tail, strata=apart[1], k=config.neighbours, smoothing=config.smoothing, seed=config.seed)
+        kind = config.measured_in(images=rows.images)
+        tail = _tail(config, apart[1], guards)
         space = fit_space(kind, _points(rows, kind), codes=rows.codes.shape[1], tail=tail)
         log_scales = space.log_scales(rows.log_scales) if kind == "latent" else None
         points = space.coordinates(_points(rows, kind))
         density = fit_density(points, config, strata=apart[0], of=apart[1], log_scales=log_scales)
-        seen = surface(rows.surface)
-        look = seen.coordinates(rows.surface) if config.isolation_guard or config.label_guard else points[:, :0]
-        isolation = Isolation.fit(look, seed=config.seed) if config.isolation_guard else None
-        judged = config.label_guard is not None and strata.kind != "none"
-        disagreement = LabelDisagreement.fit(look, of, ordered=strata.ordered, seed=config.seed) if judged else None
         notes = [*notes, *density.notes]
-        fence = _fence(rows.surprises, config.fence)
-        guards = _flags(config, isolation, disagreement, fence, rows, look, of)
         if config.guard and rows.p_values is None:
             notes.append("the detector gives no p-values, having no calibration rows: no row is guarded as an anomaly.")
         weighing = weigh(density.own, config, strata=strata, of=of, guards=guards, notes=notes)
@@ -149,7 +149,7 @@ class Weigher:
             measured["space_parts"] = ", ".join(f"{name} {part:.2g}" for name, part in space.parts.items())
         report = dataclasses.replace(weighing.report, facts={**measured, **(facts or {})})
         weighing = dataclasses.replace(weighing, report=report)
-        return cls(config, strata, space, density, seen, isolation, disagreement, fence, weighing, guards)
+        return cls(config, strata, space, density, guards_at, isolation, disagreement, fence, weighing, guards)
 
     def weights(self, rows: CodedRows) -> Floats:
         """Return the weights of rows, (n,), in units of the fitted rows' mean; see `judge`."""
@@ -174,6 +174,13 @@ class Weigher:
         flags = _flags(self.config, self.isolation, self.disagreement, self.fence, rows, look, of)
         either = np.logical_or.reduce(list(flags.values())) if flags else np.zeros(len(rows), dtype=bool)
         return Judged(self.weighing.weigh(log_density, of, either), log_density, flags)
+
+
+def _tail(config: ResampleConfig, strata: NDArray[np.intp], guards: dict[str, Flags]) -> Tail:
+    """Return how far rare rows stand out at coordinates (n, l), rows that a guard flags left out."""
+    kept = ~np.logical_or.reduce([np.zeros(len(strata), dtype=bool), *guards.values()])
+    known = {"k": config.neighbours, "smoothing": config.smoothing, "seed": config.seed}
+    return lambda coordinates: long_tail(coordinates[kept], strata[kept], **known)
 
 
 def _points(rows: CodedRows, space: str) -> NDArray[np.floating]:

@@ -107,6 +107,7 @@ def test_a_mixed_table_with_gaps_leaves_numbers_to_others() -> None:
     assert "missing cells" in compare_models(gaps, CompareConfig(models="pca", latent=1)).of("pca").sentence
 
 
+@pytest.mark.whole
 def test_images_climb_the_whole_ladder() -> None:
     images, digit = digit_images()
     chosen = np.flatnonzero(digit < 3)[:160]

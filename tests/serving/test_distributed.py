@@ -89,6 +89,7 @@ def test_two_processes_train_the_model_of_one(changes: dict[str, object], tmp_pa
         assert_alike(together, other, 2e-2)
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore::anomaly_vae.errors.TrainingWarning")  # too short for more than plain pixels
 def test_images_train_together(tmp_path: Path, two: Executor) -> None:
     config = ImageConfig(**SMALL | {"steps": 25}, channels=4, mixed_precision=False)
