@@ -81,7 +81,8 @@ def test_settings_may_be_switched_off(folder: Path) -> None:
 
 
 def test_its_own_output_and_existing_ones_are_refused(folder: Path) -> None:
-    run(folder, "resample", MODEL, "rows.csv", "once.csv", "--mode", "thin")
+    done = run(folder, "resample", MODEL, "rows.csv", "once.csv", "--mode", "thin", "--space", "joint")
+    assert "Distances count by how far rare rows stand out in them: latent " in done.stdout
     again = run(folder, "resample", MODEL, "rows.csv", "once.csv", code=2)
     assert "Use --overwrite to replace it" in again.stderr
     twice = run(folder, "resample", MODEL, "once.csv", "twice.csv", code=2)

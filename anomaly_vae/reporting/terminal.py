@@ -65,6 +65,8 @@ def resampling_lines(report: ResampleReport) -> str:
         f"{report.rows:,} rows weighed: from {report.least:.2g} to {report.largest:.2g} of the mean weight, effective "
         f"sample size {report.ess:.0%} of the rows."
     ]
+    if "space_parts" in report.facts:
+        lines.append(f"Distances count by how far rare rows stand out in them: {report.facts['space_parts']}.")
     if len(report.classes) > 1:
         shown = ", ".join(f"{c.name} {c.share:.1%} -> {c.mass:.1%}" for c in report.classes[:MOST_CLASSES])
         more = f", and {len(report.classes) - MOST_CLASSES} more" if len(report.classes) > MOST_CLASSES else ""
