@@ -19,7 +19,7 @@ Tail = Callable[[Points], float]
 
 ACTIVE = 0.01
 """Latent dimensions whose codes vary by less are not in use (Burda et al. 2016, arXiv:1509.00519, section 5.2)."""
-COMPONENTS, FEW = 16, 4
+COMPONENTS, FEW, FEWER = 16, 4, "few components"
 LEAST_PART = 0.1
 """What distances in a set of axes of the joint space count at least, where those in the best count 1."""
 WIDEST = 256
@@ -109,22 +109,22 @@ def joint(points: NDArray[np.floating], codes: int, tail: Tail | None = None) ->
         codes: Width of the codes.
         tail: How far rare rows stand out at coordinates (n, l), `neighbours.long_tail`; None = equally in all.
     """
-    latent, rows = points[:, :codes], points[:, codes:]
-    sets = {"latent": (active_units(latent), latent), "components": (principal(rows), rows)}
-    if sets["components"][0].width > FEW:
-        sets["few components"] = (principal(rows, FEW), rows)
-    scaled, tails = [], []
-    for space, part in sets.values():
-        coordinates = space.coordinates(part)
-        total = float(coordinates.var(0, dtype=np.float64).sum())
-        scaled.append(space.axes / math.sqrt(total) if total > 0 else space.axes)
-        tails.append(max(tail(coordinates), 0.0) if tail is not None and total > 0 else 0.0)
-    largest = max(tails)
-    counts = [max(t / largest, LEAST_PART) if largest > 0 else 1.0 for t in tails]
-    of_latent, *of_rows = (count * axes for count, axes in zip(counts, scaled, strict=True))
-    centre = np.concatenate([sets[name][0].centre for name in ("latent", "components")])
-    axes = block_diag(of_latent, np.concatenate(of_rows, axis=1))
-    return Space("joint", centre, axes, parts=dict(zip(sets, counts, strict=True)))
+    latent, rows = active_units(points[:, :codes]), principal(points[:, codes:])
+    components = rows.coordinates(points[:, codes:])
+    sets = {"latent": latent.coordinates(points[:, :codes]), "components": components}
+    if rows.width > FEW:
+        sets[FEWER] = components[:, :FEW]
+    totals = {name: float(part.var(0, dtype=np.float64).sum()) for name, part in sets.items()}
+    tails = {name: tail(part) if tail is not None and totals[name] > 0 else 0.0 for name, part in sets.items()}
+    largest = max(tails.values())
+    parts = {name: max(found / largest, LEAST_PART) if largest > 0 else 1.0 for name, found in tails.items()}
+    of_latent, of_rows, of_few = (
+        parts[name] ** 2 / totals[name] if totals.get(name) else 0.0 for name in ("latent", "components", FEWER)
+    )
+    squares = np.full(rows.width, of_rows)
+    squares[:FEW] += of_few  # the first components are in both sets: one axis each, whose distances are those of two
+    axes = block_diag(math.sqrt(of_latent) * latent.axes, rows.axes * np.sqrt(squares))
+    return Space("joint", np.concatenate([latent.centre, rows.centre]), axes, parts=parts)
 
 
 SPACES: dict[str, Callable[[NDArray[np.floating], int, Tail | None], Space]] = {

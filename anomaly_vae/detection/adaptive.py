@@ -5,6 +5,8 @@ weights :math:`v_i = e^{w_i}` only the largest and five sums are kept, so that m
 How many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
 same fixed shape, and so the same row has the same bits whatever batch it came in.
 
+Three of every four samples are drawn wider than the posterior (`models.proposals`).
+
 Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more
 samples) keep that small, and an effective sample size too low to know the error by is never taken for an answer.
 

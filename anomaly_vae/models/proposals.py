@@ -23,6 +23,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
+
 EXTRA_VARIANCES = (0.0, 0.21, 0.5625, 1.25)
 """t² - 1 of the samples, in turn, in up to `WIDTH` dimensions: scales of 1, 1.1, 1.25 and 1.5."""
 WIDTH = 8
@@ -45,11 +47,14 @@ def widened(noise: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         noise: Standard normal draws, (k, l), k a multiple of four.
+
+    Raises:
+        ShapeError: It is not.
     """
     k, latent = noise.shape
     t = torch.tensor(scales(latent), dtype=noise.dtype, device=noise.device)
     if k % len(t):
-        raise ValueError(f"there must be a multiple of {len(t)} samples, got {k}.")
+        raise ShapeError(f"samples must be a multiple of {len(t)}, got {k}. Draw more.", samples=k)
     wide = noise * t.repeat(k // len(t))[:, None]
     squares = wide.double().square().sum(-1, keepdim=True)
     each = -0.5 * squares / t.double().square() - latent * t.double().log()

@@ -232,11 +232,14 @@ def test_the_joint_space_gives_codes_and_rows_equal_parts_unless_told_their_tail
     rows[8:16, 0] += 600
     both = np.concatenate([codes, rows], axis=1)
     space = fit_space("joint", both, codes=2)
-    assert space.width == 2 + 6 + FEW
+    assert space.width == 2 + 6
     assert space.parts == {"latent": 1.0, "components": 1.0, "few components": 1.0}
     z = space.coordinates(both)
-    for part in (z[:, :2], z[:, 2:8], z[:, 8:]):
-        assert part.var(0).sum() == pytest.approx(1, rel=1e-3)
+    assert z[:, :2].var(0).sum() == pytest.approx(1, rel=1e-3)
+    assert z[:, 2:].var(0).sum() == pytest.approx(2, rel=1e-3), "all components once, and the first of them once more"
+    plain = fit_space("pca", rows).coordinates(rows).var(0)
+    expected = plain * (1 / plain.sum() + (np.arange(6) < FEW) / plain[:FEW].sum())
+    np.testing.assert_allclose(z[:, 2:].var(0), expected, rtol=1e-3)
     rarest = set(np.argsort(fit_density(z, ResampleConfig(smoothing=0)).own)[:16])
     assert len(rarest & set(range(8))) >= 6
     assert len(rarest & set(range(8, 16))) >= 6

@@ -21,16 +21,14 @@ def images_with_garbage() -> CodedRows:
     return CodedRows(codes, pixels, surprises=surprises, images=True)
 
 
-def parts(config: ResampleConfig) -> dict[str, float]:
-    said = Weigher.fit(images_with_garbage(), config).weighing.report.facts["space_parts"]
-    return {name: float(part) for name, part in (text.rsplit(" ", 1) for text in said.split(", "))}
-
-
 def test_garbage_that_a_guard_finds_does_not_decide_where_density_is_measured():
-    guarded = parts(ResampleConfig(isolation_guard=None))
+    found = Weigher.fit(images_with_garbage(), ResampleConfig(isolation_guard=None))
+    guarded = found.space.parts
     assert guarded["latent"] == 1
     assert guarded["components"] < 0.5
-    unguarded = parts(ResampleConfig(isolation_guard=None, fence=None))
+    assert found.weighing.report.facts["space_parts"].startswith("latent 1, components 0.")
+    config = ResampleConfig(isolation_guard=None, fence=None)
+    unguarded = Weigher.fit(images_with_garbage(), config).space.parts
     assert unguarded["components"] > guarded["components"] + 0.2
 
 

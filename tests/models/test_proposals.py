@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from anomaly_vae.errors import ShapeError
 from anomaly_vae.models.proposals import scales, widened
 
 
@@ -56,5 +57,5 @@ def test_a_posterior_that_is_too_narrow_is_mended():
 
 
 def test_samples_come_in_fours():
-    with pytest.raises(ValueError, match="a multiple of 4 samples, got 6"):
+    with pytest.raises(ShapeError, match="a multiple of 4, got 6"):
         widened(noise(6, 2))
