@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from .errors import ConfigError, TrainingError, TrainingWarning
 from .models import bounds
@@ -273,7 +272,7 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan, team:
     order = torch.cat([torch.randperm(n, generator=generator, device=x.device) for _ in range(passes)])
     batches = drawn(model, x, order[: steps * size].split(size), config, generator)
     facts: list[tuple[Tensor, Tensor, Tensor]] = []
-    gradient = written_out(model, config.objective)
+    gradient = written_out(model, config.objective, size * config.train_k)
     mine = slice(None) if team is None else team.rows_of(size)
     for i in range(steps):
         beta, rate = schedule(first + i, plan.steps, config)
@@ -304,10 +303,11 @@ def _step(state: _State, rate: float) -> None:
         return
     beta1, beta2 = group["betas"]
     with torch.no_grad():
-        adamw(
-            [vector], [state.flat.gradient], [slots["exp_avg"]],
-            [slots["exp_avg_sq"]], [], [slots["step"]], fused=True, foreach=False, amsgrad=False, maximize=False,
+        slots["step"] += 1
+        torch._fused_adamw_(
+            [vector], [state.flat.gradient], [slots["exp_avg"]], [slots["exp_avg_sq"]], [], [slots["step"]],
             lr=rate, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+            amsgrad=False, maximize=False,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,7 +33,8 @@ def case(config: TrainConfig, k: int) -> tuple[VAE, torch.Tensor, torch.Tensor, 
 @pytest.mark.parametrize("continuous", CONTINUOUS)
 @pytest.mark.parametrize("hidden", [(), (20,), (24, 40, 16)])
 @pytest.mark.parametrize(("k", "beta", "weighted"), [(1, 1.0, False), (4, 0.3, False), (3, 1.0, True)])
-def test_it_is_the_gradient_of_autograd(continuous, hidden, k, beta, weighted):
+@pytest.mark.parametrize("rows_of_step", [1, 1 << 30], ids=["numpy", "torch"])
+def test_it_is_the_gradient_of_autograd(continuous, hidden, k, beta, weighted, rows_of_step):
     config = TrainConfig(latent=3, hidden=hidden, continuous=continuous)
     model, rows, entered, noise = case(config, k)
     weights = torch.linspace(0, 2, 24, dtype=torch.float64) if weighted else None
@@ -43,7 +45,9 @@ def test_it_is_the_gradient_of_autograd(continuous, hidden, k, beta, weighted):
     assert WrittenOutGradient.serves(model)
     FlatParameters(list(model.parameters()))
     observed = (~rows.isnan()).double()
-    got = WrittenOutGradient(model)(rows.nan_to_num(0.0), observed, entered, noise, beta=beta, weights=weights)
+    gradient = WrittenOutGradient(model, rows_of_step)
+    assert gradient.xp is (np if rows_of_step == 1 else torch)
+    got = gradient(rows.nan_to_num(0.0), observed, entered, noise, beta=beta, weights=weights)
     each = -objective if weights is None else -objective * weights
     for mine, theirs in zip(got, (each, bounds.kl(t), bounds.reconstruction(t)), strict=True):
         torch.testing.assert_close(mine, theirs.detach())
