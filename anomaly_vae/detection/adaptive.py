@@ -5,7 +5,10 @@ weights :math:`v_i = e^{w_i}` only the largest and five sums are kept, so that m
 How many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
 same fixed shape, and so the same row has the same bits whatever batch it came in.
 
-Three of every four samples are drawn wider than the posterior (`models.proposals`).
+Three of every four samples are drawn wider than the posterior (`models.proposals`). A row of a table gets a posterior
+of its own (`models.refinement`), and is estimated by samples of that, if the encoder's fits it badly: if few of the
+samples count, or a quarter of those allowed does not suffice. What a bad posterior leaves out, no error of its samples
+tells.
 
 Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more
 samples) keep that small, and an effective sample size too low to know the error by is never taken for an answer.
@@ -16,7 +19,8 @@ Shapes: n rows, k posterior samples, l latent width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -28,6 +32,7 @@ from ..models.family import Model
 from ..models.fused import Rows, Scorer
 from ..models.proposals import widened
 from ..models.rare_weights import stated_error
+from ..models.refinement import refined, refines
 from ..models.threads import threads_worth
 from .scores import RELIABLE_SAMPLES, SMALLEST_BLOCK
 
@@ -39,6 +44,10 @@ SPAN = 32 * GROUP
 """Rows that are held at once."""
 GROWTH = 4
 """A look at the errors follows every k / GROWTH samples."""
+BY_ENCODER = 4
+"""The encoder's posteriors are sampled max_k / BY_ENCODER times before rows get their own."""
+FITTING = 0.4
+"""The share of samples that must count for the encoder's posterior to do. Of an exact one .8 do, as some are wider."""
 MAX_K = 4096
 
 
@@ -50,7 +59,7 @@ class LogLikelihoods:
         value: log p(x), nats, high = probable, (n,). It is a lower bound in expectation, tight within its error.
         mc_se: Its standard error, (n,), see `bounds.monte_carlo_error`.
         ess: Effective sample size of the importance weights, (n,).
-        k: Posterior samples used, (n,), integer.
+        k: Posterior samples of the estimate, (n,), integer; of a row with a posterior of its own, those of it alone.
         reached: Whether the error is within the bound, with an effective sample size to know it by, (n,).
     """
 
@@ -163,25 +172,60 @@ def log_likelihoods(model: Model, x: Tensor, *, mc_se: float, max_k: int = MAX_K
 
 
 def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int) -> LogLikelihoods:
-    n = len(x)
     generator = torch.Generator().manual_seed(seed)
-    seen = RunningWeights(n)
-    active = torch.arange(n)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        noise, correction = widened(torch.randn(CHUNK, model.latent, generator=generator))
+        return noise.to(x.device), correction
+
     with threads_worth(SMALLEST_BLOCK * CHUNK * model.largest_product):
         fused = model.scorer()
         rows = _encoded(fused, x)
-        before = 0
-        for k in looks(max_k):
-            packed = [(part, rows.part(_padded(part, GROUP))) for part in active.split(GROUP)]
-            for _ in range(before, k, CHUNK):
-                noise, correction = widened(torch.randn(CHUNK, model.latent, generator=generator))
-                for part, group in packed:
-                    log_w = _log_weights(fused, group, len(part), noise.to(x.device))
-                    seen.add(part, log_w + correction[:, None])
-            active = active[~_within(seen, bound)[active]]
-            before = k
-            if not len(active):
-                break
+        seen = RunningWeights(len(x))
+        if not refines(model):
+            _sampled(fused, rows, seen, bound, max_k, draw)
+            return _found(seen, bound)
+        left = _sampled(fused, rows, seen, bound, max(CHUNK, max_k // BY_ENCODER), draw, least=FITTING)
+        found = _found(seen, bound)
+        if len(left):
+            rows, seen = refined(model, rows.part(left), seed=seed), RunningWeights(len(left))
+            _sampled(fused, rows, seen, bound, max_k, draw)
+            for field in fields(LogLikelihoods):
+                getattr(found, field.name)[left.numpy()] = getattr(_found(seen, bound), field.name)
+    return found
+
+
+def _sampled(
+    fused: Scorer,
+    rows: Rows,
+    seen: RunningWeights,
+    bound: float,
+    max_k: int,
+    draw: Callable[[], tuple[Tensor, Tensor]],
+    least: float = 0.0,
+) -> Tensor:
+    """Add samples of rows until their errors are within the bound and at least a share of the samples counts.
+
+    Returns:
+        The numbers of the rows that are left.
+    """
+    active, before = torch.arange(len(rows.x)), 0
+    for k in looks(max_k):
+        packed = [(part, rows.part(_padded(part, GROUP))) for part in active.split(GROUP)]
+        for _ in range(before, k, CHUNK):
+            noise, correction = draw()
+            for part, group in packed:
+                log_w = _log_weights(fused, group, len(part), noise)
+                seen.add(part, log_w + correction[:, None])
+        done = _within(seen, bound) & (seen.effective() >= least * seen.count)
+        active = active[~done[active]]
+        before = k
+        if not len(active):
+            break
+    return active
+
+
+def _found(seen: RunningWeights, bound: float) -> LogLikelihoods:
     return LogLikelihoods(
         seen.log_mean().numpy(), seen.error().numpy(), seen.effective().numpy(), seen.count.numpy(),
         _within(seen, bound).numpy(),

@@ -126,6 +126,8 @@ class Rows:
         target, factor, constant: See `SummedNormals.prepared`; None where some column is not continuous.
         context: Classes of the rows, (n,), of a conditional model.
         features: What a ladder's posteriors need of the rows, (n, f).
+        root: Lower triangular roots of the posteriors' covariances, (n, l, l), of which `spread` is the log
+            determinant, in place of `scale`; see `models.refinement`.
     """
 
     x: Tensor
@@ -138,6 +140,7 @@ class Rows:
     constant: Tensor | None = None
     context: Tensor | None = None
     features: Tensor | None = None
+    root: Tensor | None = None
 
     def part(self, rows: slice | Tensor) -> Rows:
         """Return some of the rows."""
@@ -224,6 +227,9 @@ class FusedVAE:
         """Return the samples (k, n, l) that the noise picks, in a buffer that the next call overwrites."""
         k, (n, latent) = len(noise), rows.mean.shape
         z = self.decoder.buffer("z", k * n, latent).view(k, n, latent)
+        if rows.root is not None:
+            moved = rows.root.reshape(-1, latent) @ noise.T.to(rows.root.dtype)
+            return torch.add(moved.view(n, latent, k).permute(2, 0, 1), rows.mean, out=z)
         return torch.addcmul(rows.mean, rows.scale, noise[:, None, :], out=z)
 
     def _decoded(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:

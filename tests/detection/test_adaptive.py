@@ -18,6 +18,7 @@ from anomaly_vae.errors import ConfigError
 from anomaly_vae.models import bounds
 from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
+from anomaly_vae.models.refinement import refined
 from anomaly_vae.models.vae import VAE
 from tests.conftest import low_rank_rows
 
@@ -71,18 +72,23 @@ def test_stopping_early_does_not_bias(rows, pair):
     assert abs(errors.mean()) < 0.02
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_row_has_the_same_bits_in_any_company(detector: Detector, fresh_rows, precision):
+@pytest.mark.parametrize(("precision", "mc_se"), [("float32", 0.02), ("float32", 0.08), ("bf16", 0.02)])
+def test_a_row_has_the_same_bits_in_any_company(detector: Detector, fresh_rows, precision, mc_se, monkeypatch):
     model = copy.deepcopy(detector.model)
     model.precision = precision
     model.requires_grad_(False)
     x = detector.encode(fresh_rows)
-    whole = log_likelihoods(model, x, mc_se=0.05, max_k=512)
-    assert 0 < whole.reached.sum() < len(x)
-    assert len(np.unique(whole.k)) > 3
+    fitted = []
+    monkeypatch.setattr(adaptive, "refined", lambda *args, **kw: fitted.append(args) or refined(*args, **kw))
+    whole = log_likelihoods(model, x, mc_se=mc_se, max_k=768)
+    assert len(np.unique(whole.k)) > 1
+    if mc_se == 0.02:
+        assert 0 < whole.reached.sum() < len(x)
+    else:
+        assert 0 < len(fitted[0][1].x) < len(x), "some rows have posteriors of their own"
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     for size, index in ((1, torch.arange(12)), (7, torch.arange(70)), (299, torch.arange(len(x))), (300, order)):
-        parts = [log_likelihoods(model, x[part], mc_se=0.05, max_k=512) for part in index.split(size)]
+        parts = [log_likelihoods(model, x[part], mc_se=mc_se, max_k=768) for part in index.split(size)]
         for name in ("value", "mc_se", "ess", "k", "reached"):
             joined = np.concatenate([getattr(part, name) for part in parts])
             np.testing.assert_array_equal(joined, getattr(whole, name)[index.numpy()], err_msg=f"{name}, {size}")
