@@ -68,44 +68,63 @@ def refined(model: VAE, rows: Rows, *, seed: int) -> Rows:
     return Rows.joined(side_by_side(fitted, len(groups)))
 
 
+class _Posteriors:
+    """The posteriors of n rows, in units of the encoder's: their shifts u and roots T.
+
+    Args:
+        mean: The encoder's means, (n, l).
+        scale: Its standard deviations, (n, l).
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        self.mean, self.scale = mean, scale
+        (n, latent), width = mean.shape, padded(mean.shape[1])
+        self.shift, self.log_diagonal = (torch.zeros_like(mean, requires_grad=True) for _ in range(2))
+        self.slopes = mean.new_zeros(n, latent, width).requires_grad_()
+        self.below = mean.new_ones(latent, width).tril(-1)
+
+    def root(self) -> Tensor:
+        """Return T, (n, l, p), lower triangular."""
+        diagonal = torch.diag_embed(self.log_diagonal.exp())
+        return self.slopes * self.below + F.pad(diagonal, (0, self.slopes.shape[-1] - diagonal.shape[-1]))
+
+    def codes(self, noise: Tensor) -> Tensor:
+        """Return the samples (k, n, l) that noise (k, l) picks."""
+        n, latent, width = self.slopes.shape
+        moved = self.root().reshape(-1, width) @ F.pad(noise, (0, width - latent)).T
+        return self.mean + self.scale * (self.shift + moved.view(n, latent, -1).permute(2, 0, 1))
+
+    def bound(self, log_joint: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
+        """Return the ELBO of each row, (n,), but for what does not change, at these samples."""
+        return log_joint(self.codes(noise)).mean(0) + self.log_diagonal.sum(-1)
+
+
 def _fitted(model: VAE, rows: Rows, seed: int) -> Rows:
+    generator = torch.Generator().manual_seed((seed + APART) % 2**32)
     with torch.inference_mode(False), torch.enable_grad():
         # tensors of inference mode take no part in differentiation, their copies do
         x, mean, scale = rows.x.clone(), rows.mean.clone(), rows.scale.clone()
-        log_joint = _log_joint(model, x)
-        generator = torch.Generator().manual_seed((seed + APART) % 2**32)
-        n, latent = mean.shape
-        below = torch.ones(latent, padded(latent), dtype=x.dtype, device=x.device).tril(-1)
-        shift, log_diagonal = (torch.zeros_like(mean, requires_grad=True) for _ in range(2))
-        slopes = mean.new_zeros(n, *below.shape).requires_grad_()
-        optimizer = torch.optim.Adam(
-            [{"params": [shift]}, {"params": [log_diagonal, slopes]}], betas=BETAS, foreach=False
-        )
-
-        def codes(noise: Tensor) -> Tensor:
-            return mean + scale * (shift + _moved(_root(slopes * below, log_diagonal), noise))
-
+        log_joint, own = _log_joint(model, x), _Posteriors(mean, scale)
+        groups = [{"params": [own.shift]}, {"params": [own.log_diagonal, own.slopes]}]
+        optimizer = torch.optim.Adam(groups, betas=BETAS, foreach=False)
         for step in range(STEPS):
             rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
             for group, factor in zip(optimizer.param_groups, (FARTHER, 1.0), strict=True):
                 group["lr"] = factor * rate
-            noise = _pairs(SAMPLES, latent, generator).to(x)
-            bound = log_joint(codes(noise)).mean(0) + log_diagonal.sum(-1)
             optimizer.zero_grad()
-            (-bound.sum()).backward()
+            (-own.bound(log_joint, _pairs(SAMPLES, model.latent, generator).to(x)).sum()).backward()
             optimizer.step()
     with torch.inference_mode():
-        noise = _pairs(2 * SAMPLES, latent, generator).to(x)
-        identity = _root(torch.zeros_like(slopes), torch.zeros_like(log_diagonal))
-        before = log_joint(mean + scale * _moved(identity, noise)).mean(0)
-        after = log_joint(codes(noise)).mean(0) + log_diagonal.sum(-1)
-        better = after > before  # not if it is NaN
-        root = torch.where(better[:, None, None], _root(slopes * below, log_diagonal), identity)[..., :latent]
+        encoders, noise = _Posteriors(mean, scale), _pairs(2 * SAMPLES, model.latent, generator).to(x)
+        better = own.bound(log_joint, noise) > encoders.bound(log_joint, noise)  # not if it is NaN
+        for mine, before in ((own.shift, encoders.shift), (own.log_diagonal, encoders.log_diagonal)):
+            mine.copy_(torch.where(better[:, None], mine, before))
+        own.slopes.mul_(better[:, None, None]).nan_to_num_(0.0)
         return replace(
             rows,
-            mean=torch.where(better[:, None], mean + scale * shift, mean),
-            spread=torch.where(better, rows.spread + log_diagonal.sum(-1), rows.spread),
-            root=scale[..., None] * root,
+            mean=mean + scale * own.shift,
+            spread=rows.spread + own.log_diagonal.sum(-1),
+            root=scale[..., None] * own.root()[..., : model.latent],
         )
 
 
@@ -113,19 +132,6 @@ def _pairs(k: int, latent: int, generator: torch.Generator) -> Tensor:
     """Return standard normal noise, (k, l), the second half of which is minus the first."""
     half = torch.randn(k // 2, latent, generator=generator)
     return torch.cat([half, -half])
-
-
-def _root(slopes: Tensor, log_diagonal: Tensor) -> Tensor:
-    """Return lower triangular matrices, (n, l, p), of what is below the diagonal, (n, l, p), and its log, (n, l)."""
-    diagonal = F.pad(torch.diag_embed(log_diagonal.exp()), (0, slopes.shape[-1] - log_diagonal.shape[-1]))
-    return slopes + diagonal
-
-
-def _moved(root: Tensor, noise: Tensor) -> Tensor:
-    """Return the roots (n, l, p) applied to noise (k, l), as (k, n, l)."""
-    n, latent, width = root.shape
-    moved = root.reshape(-1, width) @ F.pad(noise, (0, width - latent)).T
-    return moved.view(n, latent, -1).permute(2, 0, 1)
 
 
 def _log_joint(model: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
