@@ -18,7 +18,7 @@ from ..evaluation.metrics import auroc_ap
 from ..models import bounds
 from ..models.conditional import with_classes
 from ..models.family import Model
-from ..models.vae import active_units
+from ..models.vae import VAE, active_units
 from ..options.understanding import CompareConfig
 from .prepared import Prepared, cell_errors
 from .results import Figures
@@ -124,8 +124,13 @@ def network_errors(model: Model, x: Tensor, data: Prepared) -> Tensor:
 
 
 def network_density(model: Model, x: Tensor, config: CompareConfig) -> Density:
-    """Return what a network says of rows: its ELBO, and log p(x) by importance sampling to the settings' error."""
-    found = log_likelihoods(model, x, mc_se=config.mc_se, max_k=config.max_k, seed=config.seed)
+    """Return what a network says of rows: its ELBO, and log p(x) by importance sampling to the settings' error.
+
+    Images keep the encoder's posteriors: some thousand passes through a decoder for each are no part of a comparison.
+    """
+    found = log_likelihoods(
+        model, x, mc_se=config.mc_se, max_k=config.max_k, seed=config.seed, own_posteriors=isinstance(model, VAE)
+    )
     noise = torch.randn(ELBO_SAMPLES, model.latent, generator=torch.Generator().manual_seed(config.seed))
     elbo = bounds.elbo(densities_of(model, x, noise)[1])
     return Density(found.value, found.mc_se, elbo.numpy())

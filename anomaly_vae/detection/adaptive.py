@@ -5,7 +5,7 @@ weights :math:`v_i = e^{w_i}` only the largest and five sums are kept, so that m
 How many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
 same fixed shape, and so the same row has the same bits whatever batch it came in.
 
-Three of every four samples are drawn wider than the posterior (`models.proposals`). A row of a table gets a posterior
+Three of every four samples are drawn wider than the posterior (`models.proposals`). A row gets a posterior
 of its own (`models.refinement`), and is estimated by samples of that, if the encoder's fits it badly: if few of the
 samples count, or a quarter of those allowed does not suffice. What a bad posterior leaves out, no error of its samples
 tells.
@@ -144,7 +144,9 @@ def looks(max_k: int) -> list[int]:
 
 
 @torch.inference_mode()
-def log_likelihoods(model: Model, x: Tensor, *, mc_se: float, max_k: int = MAX_K, seed: int = 0) -> LogLikelihoods:
+def log_likelihoods(
+    model: Model, x: Tensor, *, mc_se: float, max_k: int = MAX_K, seed: int = 0, own_posteriors: bool = True
+) -> LogLikelihoods:
     """Estimate log p(x) of each row by importance sampling, until its standard error is within a bound.
 
     Args:
@@ -154,6 +156,7 @@ def log_likelihoods(model: Model, x: Tensor, *, mc_se: float, max_k: int = MAX_K
         max_k: Samples after which a row that has not reached the bound is left as it is; rounded down to a multiple
             of 64.
         seed: Seed of the noise, which all rows share.
+        own_posteriors: Whether rows may get posteriors of their own, which costs as much as some 10,000 samples.
 
     Raises:
         ConfigError: The bound is not positive, or max_k is under 64.
@@ -165,13 +168,13 @@ def log_likelihoods(model: Model, x: Tensor, *, mc_se: float, max_k: int = MAX_K
         raise ConfigError(f"mc_se must be a number above 0, got {mc_se!r}. Choose for example 0.05.")
     if max_k < CHUNK:
         raise ConfigError(f"max_k must be at least {CHUNK}, got {max_k!r}. Choose for example {MAX_K}.")
-    spans = [_of_span(model, part, mc_se, max_k, seed) for part in x.split(SPAN)] if len(x) else []
+    spans = [_of_span(model, part, mc_se, max_k, seed, own_posteriors) for part in x.split(SPAN)] if len(x) else []
     joined = [np.concatenate([getattr(s, name) for s in spans]) if spans else np.empty(0, dtype) for name, dtype in
               (("value", float), ("mc_se", float), ("ess", float), ("k", np.int64), ("reached", bool))]  # fmt: skip
     return LogLikelihoods(*joined)
 
 
-def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int) -> LogLikelihoods:
+def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int, own: bool) -> LogLikelihoods:
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -182,7 +185,7 @@ def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int) -> Lo
         fused = model.scorer()
         rows = _encoded(fused, x)
         seen = RunningWeights(len(x))
-        if not refines(model):
+        if not (own and refines(model)):
             _sampled(fused, rows, seen, bound, max_k, draw)
             return _found(seen, bound)
         left = _sampled(fused, rows, seen, bound, max(CHUNK, max_k // BY_ENCODER), draw, least=FITTING)

@@ -426,6 +426,8 @@ class Scorer:
 
     def codes(self, rows: Rows, noise: Tensor) -> Tensor:
         """Return the samples (k, n, l) that the noise (k, l) picks."""
+        if rows.root is not None:
+            return rows.mean + rows.moved(noise)
         return torch.addcmul(rows.mean, rows.scale, noise[:, None, :])
 
     def log_px(self, rows: Rows, noise: Tensor) -> Tensor:

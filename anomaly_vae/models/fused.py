@@ -142,6 +142,13 @@ class Rows:
     features: Tensor | None = None
     root: Tensor | None = None
 
+    def moved(self, noise: Tensor) -> Tensor:
+        """Return the roots applied to noise (k, l), as (k, n, l)."""
+        assert self.root is not None
+        n, latent, _ = self.root.shape
+        moved = self.root.reshape(-1, latent) @ noise.T.to(self.root.dtype)
+        return moved.view(n, latent, -1).permute(2, 0, 1)
+
     def part(self, rows: slice | Tensor) -> Rows:
         """Return some of the rows."""
         values = (getattr(self, f.name) for f in fields(self))
@@ -228,8 +235,7 @@ class FusedVAE:
         k, (n, latent) = len(noise), rows.mean.shape
         z = self.decoder.buffer("z", k * n, latent).view(k, n, latent)
         if rows.root is not None:
-            moved = rows.root.reshape(-1, latent) @ noise.T.to(rows.root.dtype)
-            return torch.add(moved.view(n, latent, k).permute(2, 0, 1), rows.mean, out=z)
+            return torch.add(rows.mean, rows.moved(noise), out=z)
         return torch.addcmul(rows.mean, rows.scale, noise[:, None, :], out=z)
 
     def _decoded(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from .conditional import ConditionalImageVAE
+from .conv import ImageVAE
 from .family import Model
 from .fused import Rows
 from .networks import MLP, padded
@@ -40,17 +42,19 @@ FARTHER = 4.0
 """A mean moves so much farther in a step than the logs of scales: an encoder can be off by many of its deviations."""
 BETAS = (0.9, 0.95)
 GROUP = 64
-"""Rows that are fitted together."""
+"""Rows that are fitted together, at most."""
+PIXELS = 1 << 18
+"""Pixels of all samples of the images that are fitted together, unless a single image has more."""
 APART = 0x9E3779B9
 """From a seed to that of the fits: a posterior fitted to the noise that it is then sampled with looks too good."""
 
 
-def refines(model: Model) -> TypeGuard[VAE]:
-    """Return whether rows of such a model can get posteriors of their own: those of tables can."""
-    return type(model) is VAE
+def refines(model: Model) -> TypeGuard[VAE | ImageVAE]:
+    """Return whether rows of such a model can get posteriors of their own: it has one layer of codes."""
+    return type(model) in (VAE, ImageVAE, ConditionalImageVAE)
 
 
-def refined(model: VAE, rows: Rows, *, seed: int) -> Rows:
+def refined(model: VAE | ImageVAE, rows: Rows, *, seed: int) -> Rows:
     """Return the rows with posteriors of their own; a row keeps the encoder's if its bound is not raised by that.
 
     Args:
@@ -58,11 +62,12 @@ def refined(model: VAE, rows: Rows, *, seed: int) -> Rows:
         rows: The rows, with the encoder's posteriors.
         seed: Seed of the noise, which all rows share.
     """
-    groups = torch.arange(len(rows.x)).split(GROUP)
+    size = GROUP if isinstance(model, VAE) else min(GROUP, max(1, PIXELS // (SAMPLES * model.columns)))
+    groups = torch.arange(len(rows.x)).split(size)
 
     def fitted(i: int) -> Rows:
         chosen = groups[i]
-        whole = rows.part(torch.cat([chosen, chosen[:1].expand(GROUP - len(chosen))]))
+        whole = rows.part(torch.cat([chosen, chosen[:1].expand(size - len(chosen))]))
         return _fitted(model, whole, seed).part(slice(0, len(chosen)))
 
     return Rows.joined(side_by_side(fitted, len(groups)))
@@ -99,20 +104,22 @@ class _Posteriors:
         return log_joint(self.codes(noise)).mean(0) + self.log_diagonal.sum(-1)
 
 
-def _fitted(model: VAE, rows: Rows, seed: int) -> Rows:
+def _fitted(model: VAE | ImageVAE, rows: Rows, seed: int) -> Rows:
     generator = torch.Generator().manual_seed((seed + APART) % 2**32)
     with torch.inference_mode(False), torch.enable_grad():
         # tensors of inference mode take no part in differentiation, their copies do
         x, mean, scale = rows.x.clone(), rows.mean.clone(), rows.scale.clone()
         log_joint, own = _log_joint(model, x), _Posteriors(mean, scale)
-        groups = [{"params": [own.shift]}, {"params": [own.log_diagonal, own.slopes]}]
+        parameters = [own.shift, own.log_diagonal, own.slopes]
+        groups = [{"params": parameters[:1]}, {"params": parameters[1:]}]
         optimizer = torch.optim.Adam(groups, betas=BETAS, foreach=False)
         for step in range(STEPS):
             rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
             for group, factor in zip(optimizer.param_groups, (FARTHER, 1.0), strict=True):
                 group["lr"] = factor * rate
-            optimizer.zero_grad()
-            (-own.bound(log_joint, _pairs(SAMPLES, model.latent, generator).to(x)).sum()).backward()
+            bound = own.bound(log_joint, _pairs(SAMPLES, model.latent, generator).to(x))
+            for parameter, gradient in zip(parameters, torch.autograd.grad(-bound.sum(), parameters), strict=True):
+                parameter.grad = gradient  # the model's own stay as they are
             optimizer.step()
     with torch.inference_mode():
         encoders, noise = _Posteriors(mean, scale), _pairs(2 * SAMPLES, model.latent, generator).to(x)
@@ -134,14 +141,12 @@ def _pairs(k: int, latent: int, generator: torch.Generator) -> Tensor:
     return torch.cat([half, -half])
 
 
-def _log_joint(model: VAE, x: Tensor) -> Callable[[Tensor], Tensor]:
+def _log_joint(model: VAE | ImageVAE, x: Tensor) -> Callable[[Tensor], Tensor]:
     """Return log p(x, z) as a function of codes (k, n, l), of shape (k, n), for rows (n, m)."""
-    decode = _padded_input(model.decoder)
-
-    def log_joint(z: Tensor) -> Tensor:
-        return model.likelihood.log_prob(decode(z), x).sum(-1) + model.prior.log_prob(z)
-
-    return log_joint
+    if isinstance(model, ImageVAE):
+        return lambda z: model.log_px_given_z(x, z).sum(-1) + model.prior.log_prob(z)
+    decode, likelihood = _padded_input(model.decoder), model.likelihood
+    return lambda z: likelihood.log_prob(decode(z), x).sum(-1) + model.prior.log_prob(z)
 
 
 def _padded_input(network: MLP) -> Callable[[Tensor], Tensor]:

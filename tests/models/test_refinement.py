@@ -8,15 +8,16 @@ import math
 import pytest
 import torch
 
-from anomaly_vae import TrainConfig
+from anomaly_vae import ImageConfig, TrainConfig
 from anomaly_vae.data.schema import Column
 from anomaly_vae.models import bounds, refinement
+from anomaly_vae.models.family import image_model
 from anomaly_vae.models.fused import Rows
 from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.refinement import GROUP, refined, refines
 from anomaly_vae.models.vae import VAE
-from tests.conftest import low_rank_rows
+from tests.conftest import digit_images, low_rank_rows
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,34 @@ def test_posteriors_are_not_fitted_to_the_noise_that_they_are_sampled_with(detec
     assert apart.min() > 1e-6
 
 
-def test_models_of_tables_are_refined_alone(detector, image_detector):
-    assert refines(detector.model)
-    assert not refines(image_detector.model)
+@pytest.fixture
+def eights(monkeypatch) -> None:
+    """Digits are fitted eight at a time."""
+    monkeypatch.setattr(refinement, "PIXELS", 8 * 64 * refinement.SAMPLES)
+
+
+def test_images_get_their_own_as_well_and_the_model_keeps_its_gradients(image_detector, eights):
+    model = image_detector.model
+    assert refines(model)
+    x = torch.from_numpy(digit_images()[0][:16].reshape(16, -1)).float()
+    rows, noise = model.scorer().rows(x), torch.randn(64, model.latent, generator=torch.Generator().manual_seed(3))
+    before = [p.grad for p in model.parameters()]
+    own = refined(model, rows, seed=0)
+    assert all(p.grad is g for p, g in zip(model.parameters(), before, strict=True))
+    with torch.inference_mode():
+        spreads = [model.scorer().log_densities(part, noise)[1].std(0).mean() for part in (rows, own)]
+    assert spreads[1] < 0.7 * spreads[0]
+
+
+def test_an_image_has_the_same_posterior_in_any_company(image_detector, eights):
+    model = image_detector.model
+    rows = model.scorer().rows(torch.from_numpy(digit_images()[0][:20].reshape(20, -1)).float())
+    whole = refined(model, rows, seed=0)
+    for index in (torch.arange(5, 6), torch.arange(19, -1, -1)):
+        part = refined(model, rows.part(index), seed=0)
+        torch.testing.assert_close(part.mean, whole.mean[index], atol=0, rtol=0)
+        torch.testing.assert_close(part.root, whole.root[index], atol=0, rtol=0)
+
+
+def test_ladders_are_not_refined(image_detector):
+    assert not refines(image_model((1, 8, 8), ImageConfig(model="ladder", latent=4)))

@@ -62,9 +62,9 @@ def test_log_likelihoods_are_appended_on_demand(
     fdr: float | None, suffix: str, detector: Detector, rows: pd.DataFrame, table: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / f"out{suffix}"
-    done = score_file(detector, table, out, ScoreConfig(mc_se=0.02, batch_rows=70, fdr=fdr))
+    done = score_file(detector, table, out, ScoreConfig(mc_se=0.008, batch_rows=70, fdr=fdr))
     got = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
-    want = detector.score_frame(rows, mc_se=0.02)
+    want = detector.score_frame(rows, mc_se=0.008)
     assert list(got.columns) == [*COLUMNS, *LIKELIHOOD_COLUMNS]
     for name in ("anomaly_score", *LIKELIHOOD_COLUMNS):
         assert got[name].tolist() == want[name].tolist(), name
