@@ -34,7 +34,7 @@ from mlflow.version import VERSION
 from ..detection.detector import Detector
 from ..errors import AnomalyVaeError, CalibrationError, ConfigError, SchemaError
 from ..models.tried import WORTH_TRYING
-from ..options import ServeConfig
+from ..options import ImageConfig, ServeConfig
 from . import journal, payload, weights
 from .flavor import CALLER_FAULTS, arguments, columns_of
 from .lane import SMALL_BODY, Answer, Asked, Lane, answer_of
@@ -49,7 +49,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 BODIES = 8
 """Bodies of the largest size that may be in memory at once; smaller ones as many as fit into the same bytes."""
-MOST_REFINED_ROWS = 1000
+MOST_REFINED_ROWS, MOST_REFINED_IMAGES = 1000, 20
 """Rows of a request that asks for a bound on the error of log p(x): one may take thousands of samples."""
 LINGER_SECONDS = 2.0
 RETRY_SECONDS = "1"
@@ -323,10 +323,9 @@ class Service:
             return weights.asked(detector, body, media, max_rows=self.config.max_rows)
         frame, params = payload.read(body, media, detector.schema, max_rows=self.config.max_rows)
         wanted = arguments(params)
-        if wanted["mc_se"] is not None and len(frame) > MOST_REFINED_ROWS:
-            raise ConfigError(
-                f"mc_se must be asked for at most {MOST_REFINED_ROWS:,} rows, got {len(frame):,}. Send fewer."
-            )
+        most = MOST_REFINED_IMAGES if isinstance(detector.config, ImageConfig) else MOST_REFINED_ROWS
+        if wanted["mc_se"] is not None and len(frame) > most:
+            raise ConfigError(f"mc_se must be asked for at most {most:,} rows, got {len(frame):,}. Send fewer.")
         alpha, k = wanted["alpha"], wanted["k"]
         watched = k in (None, detector.config.k)
         if wanted["explain"] or wanted["fdr"] is not None or wanted["mc_se"] is not None:

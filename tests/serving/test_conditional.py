@@ -182,10 +182,10 @@ def test_the_service_answers_images_with_their_classes_and_refuses_those_without
 ) -> None:
     service = Service(lambda: (detector, MODEL), ServeConfig(), Tally(tmp_path))
 
-    async def answered(*records: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    async def answered(*records: dict[str, str], **params: float) -> tuple[int, dict[str, Any]]:
         sent: list[Any] = []
         scope = {"type": "http", "method": "POST", "path": "/invocations"}
-        body = json.dumps({"dataframe_records": records}).encode()
+        body = json.dumps({"dataframe_records": records, "params": params}).encode()
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": body}
@@ -199,16 +199,18 @@ def test_the_service_answers_images_with_their_classes_and_refuses_those_without
     async def conversation() -> list[tuple[int, dict[str, Any]]]:
         await service.start()  # which asks it for its golden rows, as a request
         found = [await answered(record) for record in (good, {"image": good["image"]}, {**good, "digit": "5"})]
+        found.append(await answered(*[good] * 21, mc_se=0.5))
         service.stop()
         return found
 
     image = digit_images()[0][0]
     good = {"image": base64.b64encode(png_of(image)).decode(), "digit": "0"}
-    (status, answer), bare, unknown = asyncio.run(conversation())
+    (status, answer), bare, unknown, many = asyncio.run(conversation())
     wanted = detector.score_frame(pd.DataFrame([good]))["anomaly_score"]
     assert status == 200
     assert answer["predictions"]["anomaly_score"] == wanted.tolist()
-    assert bare[0] == unknown[0] == 400
+    assert bare[0] == unknown[0] == many[0] == 400
+    assert "mc_se must be asked for at most 20 rows, got 21" in many[1]["message"]
     assert "must come with the column 'digit'" in bare[1]["message"]
     assert "got '5'" in unknown[1]["message"]
 
