@@ -117,12 +117,12 @@ def _fitted(model: VAE | ImageVAE, rows: Rows, seed: int) -> Rows:
             rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
             for group, factor in zip(optimizer.param_groups, (FARTHER, 1.0), strict=True):
                 group["lr"] = factor * rate
-            bound = own.bound(log_joint, _pairs(SAMPLES, model.latent, generator).to(x))
+            bound = own.bound(log_joint, _pairs(SAMPLES, model.latent, generator).to(mean))
             for parameter, gradient in zip(parameters, torch.autograd.grad(-bound.sum(), parameters), strict=True):
                 parameter.grad = gradient  # the model's own stay as they are
             optimizer.step()
     with torch.inference_mode():
-        encoders, noise = _Posteriors(mean, scale), _pairs(2 * SAMPLES, model.latent, generator).to(x)
+        encoders, noise = _Posteriors(mean, scale), _pairs(2 * SAMPLES, model.latent, generator).to(mean)
         better = own.bound(log_joint, noise) > encoders.bound(log_joint, noise)  # not if it is NaN
         for mine, before in ((own.shift, encoders.shift), (own.log_diagonal, encoders.log_diagonal)):
             mine.copy_(torch.where(better[:, None], mine, before))

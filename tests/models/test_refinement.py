@@ -119,7 +119,7 @@ def eights(monkeypatch) -> None:
 def test_images_get_their_own_as_well_and_the_model_keeps_its_gradients(image_detector, eights):
     model = image_detector.model
     assert refines(model)
-    x = torch.from_numpy(digit_images()[0][:16].reshape(16, -1)).float()
+    x = torch.from_numpy(digit_images()[0][:16].reshape(16, -1))  # levels, as they are encoded
     rows, noise = model.scorer().rows(x), torch.randn(64, model.latent, generator=torch.Generator().manual_seed(3))
     before = [p.grad for p in model.parameters()]
     own = refined(model, rows, seed=0)
