@@ -15,11 +15,12 @@ from sklearn.mixture import GaussianMixture
 from anomaly_vae import AnomalyDetector, Detector, ImageConfig, TrainConfig, fit_detector
 from anomaly_vae.data.images import frame_of
 from anomaly_vae.detection import artifact, complexity
+from anomaly_vae.detection.adaptive import log_likelihoods
 from anomaly_vae.detection.image_scores import IMAGE_SCORES, STATISTICS, score_images, statistics
 from anomaly_vae.detection.regret import likelihood_regret
 from anomaly_vae.detection.statistics import StatisticsDensity
 from anomaly_vae.errors import ArtifactError, ConfigError, SchemaError
-from anomaly_vae.models import bounds
+from anomaly_vae.models import bounds, refinement
 from anomaly_vae.options import IMAGE_SCORE_KINDS
 from tests.conftest import IMAGE_CONFIG, digit_images
 
@@ -46,6 +47,20 @@ def test_an_image_scores_the_same_bits_in_any_company(image_detector: Detector, 
     assert (alone == all_at_once[::10]).all()
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     assert (score(x[order]) == all_at_once[order.numpy()]).all()
+
+
+def test_log_likelihoods_come_by_posteriors_of_their_own(image_detector: Detector, images, monkeypatch) -> None:
+    """The encoder's samples are low, by more than they say; those of own posteriors agree within their errors."""
+    monkeypatch.setattr(refinement, "PIXELS", 8 * 64 * refinement.SAMPLES)
+    frame = frame_of(images[:8])
+    own = image_detector.estimate_log_likelihood(frame, mc_se=0.2)
+    assert own.reached.all()
+    x, model = image_detector.encode(frame), image_detector.model
+    again = log_likelihoods(model, x, mc_se=0.2, seed=77)
+    assert (np.abs(own.value - again.value) < 3 * np.hypot(own.mc_se, again.mc_se)).mean() > 0.8
+    encoders = log_likelihoods(model, x, mc_se=0.2, own_posteriors=False)
+    assert (own.value - encoders.value).mean() > 0.2
+    assert encoders.k.mean() > 2 * own.k.mean()
 
 
 def test_corrected_is_the_elbo_less_a_perfect_reconstruction(image_detector: Detector, images) -> None:
