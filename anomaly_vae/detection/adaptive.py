@@ -5,10 +5,9 @@ weights :math:`v_i = e^{w_i}` only the largest and five sums are kept, so that m
 How many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
 same fixed shape, and so the same row has the same bits whatever batch it came in.
 
-Three of every four samples are drawn wider than the posterior (`models.proposals`). A row gets a posterior
-of its own (`models.refinement`), and is estimated by samples of that, if the encoder's fits it badly: if few of the
-samples count, or a quarter of those allowed does not suffice. What a bad posterior leaves out, no error of its samples
-tells.
+Three of every four samples are drawn wider than the posterior (`models.proposals`). A row gets a posterior of its own
+(`models.refinement`), and is estimated by samples of that, if the encoder's fits it badly: if few of the samples count,
+or a quarter of those allowed does not suffice. What a bad posterior leaves out, no error of its samples tells.
 
 Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more
 samples) keep that small, and an effective sample size too low to know the error by is never taken for an answer.
@@ -193,8 +192,9 @@ def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int, own: 
         if len(left):
             rows, seen = refined(model, rows.part(left), seed=seed), RunningWeights(len(left))
             _sampled(fused, rows, seen, bound, max_k, draw)
+            own_found = _found(seen, bound)
             for field in fields(LogLikelihoods):
-                getattr(found, field.name)[left.numpy()] = getattr(_found(seen, bound), field.name)
+                getattr(found, field.name)[left.numpy()] = getattr(own_found, field.name)
     return found
 
 
