@@ -47,6 +47,8 @@ BY_ENCODER = 4
 """The encoder's posteriors are sampled max_k / BY_ENCODER times before rows get their own."""
 FITTING = 0.4
 """The share of samples that must count for the encoder's posterior to do. Of an exact one .8 do, as some are wider."""
+ROOTS = 1 << 26
+"""Numbers of the roots of covariances that are held at once."""
 MAX_K = 4096
 
 
@@ -189,12 +191,14 @@ def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int, own: 
             return _found(seen, bound)
         left = _sampled(fused, rows, seen, bound, max(CHUNK, max_k // BY_ENCODER), draw, least=FITTING)
         found = _found(seen, bound)
-        if len(left):
-            rows, seen = refined(model, rows.part(left), seed=seed), RunningWeights(len(left))
-            _sampled(fused, rows, seen, bound, max_k, draw)
+        state = generator.get_state()
+        for part in left.split(max(1, ROOTS // model.latent**2)) if len(left) else ():
+            generator.set_state(state)
+            seen = RunningWeights(len(part))
+            _sampled(fused, refined(model, rows.part(part), seed=seed), seen, bound, max_k, draw)
             own_found = _found(seen, bound)
             for field in fields(LogLikelihoods):
-                getattr(found, field.name)[left.numpy()] = getattr(own_found, field.name)
+                getattr(found, field.name)[part.numpy()] = getattr(own_found, field.name)
     return found
 
 

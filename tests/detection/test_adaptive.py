@@ -101,6 +101,13 @@ def test_spans_do_not_show(detector: Detector, fresh_rows, monkeypatch):
     np.testing.assert_array_equal(log_likelihoods(detector.model, x, mc_se=0.2, max_k=128).value, whole.value)
 
 
+def test_parts_of_those_with_posteriors_of_their_own_do_not_show(detector: Detector, fresh_rows, monkeypatch):
+    x = detector.encode(fresh_rows)[:80]
+    whole = log_likelihoods(detector.model, x, mc_se=0.05, max_k=256)
+    monkeypatch.setattr(adaptive, "ROOTS", 30 * detector.model.latent**2)
+    np.testing.assert_array_equal(log_likelihoods(detector.model, x, mc_se=0.05, max_k=256).value, whole.value)
+
+
 def test_rows_that_cannot_reach_the_bound_are_said(rows, pair):
     model, _ = pair
     got = log_likelihoods(model, rows, mc_se=1e-6, max_k=200)
