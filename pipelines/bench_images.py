@@ -134,7 +134,9 @@ def ood(data: Data, others: Sequence[Data], seed: int, config: ImageConfig) -> I
     detector = fit_detector(data.train, config).detector.on(config.device)
     seconds = time.perf_counter() - start
     scorers: dict[str, Scorer] = {kind: _scorer(detector, kind) for kind in IMAGE_SCORES}
-    scorers["complexity"] = lambda x: compressed_nats(x.reshape(len(x), -1), (1, *x.shape[1:3]))
+    shape = detector.model.shape
+    assert isinstance(shape, tuple)
+    scorers["complexity"] = lambda x: compressed_nats(detector.encode(frame_of(x)).numpy(), shape)
     scorers["pca_residual"] = pca_residual(data.train)
     tested = data.test[:MOST_TESTED]
     normal = {name: score(tested) for name, score in scorers.items()}

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_sample_images
 
+from anomaly_vae import ImageConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--set", "steps=20", "--set", "channels=16", "--set", "latent=4", "--set", "calibration_k=[1, 4]"]
 
@@ -74,6 +76,19 @@ def test_squares_of_photographs_for_testing_touch_none_for_training(monkeypatch:
             found = [_place(photo, square[..., 0]) for square in part[:10]]
             places.append({tuple(corner // 64) for corner in found} | {tuple((corner + 31) // 64) for corner in found})
         assert not places[0] & places[1]
+
+
+def test_colour_is_measured_as_grey_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "pipelines"))
+    bench = importlib.import_module("bench_images")
+    china, flower = bench.photographs(train=150, test=10)
+    config = ImageConfig(steps=5, channels=16, latent=4, calibration_k=(1, 4))
+    rows = pd.DataFrame(bench.ood(china, [flower], 0, config))
+    found = rows.pivot_table(index="detector", columns="against", values="auroc")
+    assert {"flower", "red and blue swapped", "no colour", "noise"} <= set(found.columns)
+    assert found.loc["complexity", "noise"] == 1.0, "noise is hard to compress"
+    assert found.loc["complexity", "constant"] == 0.0
+    assert found.loc["complexity", "no colour"] < 0.5, "one channel instead of three"
 
 
 def _place(photo: np.ndarray, square: np.ndarray) -> np.ndarray:
