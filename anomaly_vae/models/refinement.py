@@ -50,7 +50,10 @@ APART = 0x9E3779B9
 
 
 def refines(model: Model) -> TypeGuard[VAE | ImageVAE]:
-    """Return whether rows of such a model can get posteriors of their own: it has one layer of codes."""
+    """Return whether rows of such a model can get posteriors of their own.
+
+    Those with one layer of codes can, but for conditional ones of tables, which are made for comparisons alone.
+    """
     return type(model) in (VAE, ImageVAE, ConditionalImageVAE)
 
 
