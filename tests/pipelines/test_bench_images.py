@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_sample_images
 
-from anomaly_vae import ImageConfig
+from anomaly_vae import ImageConfig, fit_detector
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--set", "steps=20", "--set", "channels=16", "--set", "latent=4", "--set", "calibration_k=[1, 4]"]
@@ -89,6 +90,19 @@ def test_colour_is_measured_as_grey_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.loc["complexity", "noise"] == 1.0, "noise is hard to compress"
     assert found.loc["complexity", "constant"] == 0.0
     assert found.loc["complexity", "no colour"] < 0.5, "one channel instead of three"
+
+
+def test_false_alarms_are_counted_among_images_that_chance_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "pipelines"))
+    bench = importlib.import_module("bench_images")
+    digits, config = bench.read(None), ImageConfig(steps=100, channels=16, latent=4, calibration_k=(1, 4))
+    other = replace(digits, test=255 - digits.test)  # test images unlike those for training, as a set may have them
+    rows = pd.DataFrame(bench.alarms(other, 0, config))
+    assert list(rows.against) == ["false alarms at .01", "false alarms at .05", "false alarms at .1"]
+    assert rows.auroc.between(rows.low / 3, rows.high * 2 + 0.01).all(), "near what was promised"
+    detector = fit_detector(other.train, config).detector
+    (kept,) = bench.false_alarms(detector, other.test, [0.05], 0.0)
+    assert kept["auroc"] > 0.5, "the set's own test images are strange"
 
 
 def _place(photo: np.ndarray, square: np.ndarray) -> np.ndarray:
