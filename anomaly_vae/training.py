@@ -7,18 +7,14 @@ small, so that neither a small table is looked at after every step nor a large o
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import ConfigError, TrainingError, TrainingWarning
@@ -26,13 +22,15 @@ from .models import bounds
 from .models.batches import Batch, drawn, prior_without_themselves
 from .models.devices import resolve_device
 from .models.family import Model
-from .models.gradients import FlatParameters, written_out
+from .models.gradients import written_out
 from .models.priors import EXEMPLARS, AggregatedPosterior, Exemplars
 from .models.team import Team
 from .models.threads import threads_worth
-from .models.vae import active_units
-from .options import FitConfig
+from .models.vae import VAE, active_units
+from .options import FitConfig, TrainConfig
 from .progress import training_progress
+from .training_state import Epoch as Epoch
+from .training_state import State, fingerprint_of
 
 VALIDATION_SAMPLES = 8
 VALIDATION_ROWS = 4096
@@ -48,59 +46,6 @@ from no shared generator, so that a resumed run finds the same; its `repr` tells
 Optimiser = Callable[..., "tuple[list[Epoch], Tensor | None]"]
 """What takes the steps: called as `optimised`, with which it also agrees in what it does and returns."""
 REMEDY = "Lower learning_rate (--set learning_rate=0.0005) or look for cells of extreme size."
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to; all but beta, counts and seconds in nats a row, in the user's units.
-
-    Training means are those of the batches as trained on, where some cells are hidden (`TrainConfig.hide`) and so add
-    nothing; they are not comparable with the validation ELBO to the nat.
-
-    Attributes:
-        epoch: Number, from 1.
-        step: Optimiser steps so far.
-        loss: Mean training loss.
-        elbo: Mean training ELBO.
-        kl: Mean Monte-Carlo KL.
-        reconstruction: Mean expected log p(x|z).
-        validation_elbo: Mean ELBO of the validation rows (of the training rows where none are held out).
-        active_units: Latent dimensions in use on the validation rows.
-        beta: Weight of the KL term.
-        seconds: Time since training started.
-    """
-
-    epoch: int
-    step: int
-    loss: float
-    elbo: float
-    kl: float
-    reconstruction: float
-    validation_elbo: float
-    active_units: int
-    beta: float
-    seconds: float
-
-
-@dataclass
-class _State:
-    """Everything that a resumed run must find as it was."""
-
-    model: Model
-    flat: FlatParameters
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    best: dict[str, Tensor]
-    history: list[Epoch]
-    weights: Tensor | None = None
-
-    @classmethod
-    def fresh(cls, model: Model, config: FitConfig, weights: Tensor | None) -> _State:
-        flat = FlatParameters(list(model.parameters()))
-        rate, decay = config.learning_rate, config.weight_decay
-        optimizer = torch.optim.AdamW([flat.vector], lr=rate, weight_decay=decay, fused=True)
-        generator = torch.Generator(flat.vector.device).manual_seed(config.seed)
-        return cls(model, flat, optimizer, generator, {}, [], weights)
 
 
 @dataclass(frozen=True)
@@ -143,6 +88,8 @@ def fit(
 ) -> list[Epoch]:
     """Train a model in place and leave it with the weights of the best validation ELBO, and with its companions.
 
+    Of a table's ensemble the second autoencoder is trained after it, in the same way.
+
     Args:
         model: Model, freshly made.
         x: Training rows, encoded, shape (n, m).
@@ -150,28 +97,39 @@ def fit(
         config: Settings of the objective and the optimiser.
         weights: Weight of each row in the loss, shape (n,), or how to find it before each epoch; the mean is made 1.
         checkpoint: File that holds the state of an unfinished run. If it exists, training goes on from there and
-            ends as it would have without the interruption.
-        on_epoch: Called after each epoch.
+            ends as it would have without the interruption. `second_checkpoint` of it is the second autoencoder's.
+        on_epoch: Called after each epoch of the model itself.
         progress: Whether to show a progress bar on standard error.
         optimise: What takes the steps; by default `optimised`, in this process.
 
     Returns:
-        One `Epoch` for each, in order.
+        One `Epoch` for each of the model itself, in order.
 
     Raises:
         TrainingError: The loss became NaN or infinite, or the checkpoint is of another run.
         ConfigError: The device is not there, or all weights are 0.
     """
-    validation = validation[:VALIDATION_ROWS]
-    history, found = (optimise or optimised)(
+    take, validation = optimise or optimised, validation[:VALIDATION_ROWS]
+    second = model.untrained_second(config) if isinstance(model, VAE) and isinstance(config, TrainConfig) else None
+    history, found = take(
         model, x, validation=validation, config=config, weights=weights, checkpoint=checkpoint, on_epoch=on_epoch,
         progress=progress,
     )  # fmt: skip
     model.eval()
-    x, validation = x.to(next(model.parameters()).device), validation.to(next(model.parameters()).device)
-    model.accompany(x, held=validation, config=config, weights=found)  # type: ignore[arg-type]
+    place = next(model.parameters()).device
+    model.accompany(x.to(place), held=validation.to(place), config=config, weights=found)  # type: ignore[arg-type]
+    if second is not None:
+        other, settings = second
+        kept = None if checkpoint is None else second_checkpoint(checkpoint)
+        take(other, x, validation=validation, config=settings, weights=found, checkpoint=kept, progress=progress)
+        model.second = other.eval()  # not before: its parameters are not the first's
     _warn_of_collapse(history)
     return history
+
+
+def second_checkpoint(checkpoint: Path) -> Path:
+    """Return the file of the second autoencoder's unfinished run beside that of the first's."""
+    return checkpoint.with_name(f"{checkpoint.stem}.second{checkpoint.suffix}")
 
 
 def optimised(
@@ -213,10 +171,11 @@ def optimised(
             "Raise batch_size, or use fewer processes."
         )
     plan, rows = _Plan.of(len(x), config), _Rows(x, validation)
-    state = _State.fresh(model, config, _normalised(weights, x) if isinstance(weights, Tensor) else None)
-    fingerprint = _fingerprint(rows, config, weights if callable(weights) else state.weights) if checkpoint else ""
+    state = State.fresh(model, config, _normalised(weights, x) if isinstance(weights, Tensor) else None)
+    told = weights if callable(weights) else state.weights
+    fingerprint = fingerprint_of(x, validation, config, told) if checkpoint else ""
     if checkpoint and checkpoint.exists():
-        _restore(state, checkpoint, fingerprint)
+        state.restore(checkpoint, fingerprint)
     earlier = state.history[-1].seconds if state.history else 0.0
     start = saved = time.perf_counter()
     with training_progress(plan.epochs, progress) as advance, threads_worth(work):
@@ -234,7 +193,7 @@ def optimised(
             state.history.append(epoch)
             written = checkpoint if team is None or team.rank == 0 else None
             if written and (time.perf_counter() - saved > CHECKPOINT_SECONDS or len(state.history) == 1):
-                _save(state, written, fingerprint)
+                state.save(written, fingerprint)
                 saved = time.perf_counter()
             advance(epoch)
             if on_epoch:
@@ -262,7 +221,7 @@ def _warn_of_collapse(history: list[Epoch]) -> None:
         )
 
 
-def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan, team: Team | None) -> Tensor:
+def _run_epoch(state: State, rows: _Rows, config: FitConfig, plan: _Plan, team: Team | None) -> Tensor:
     """Take the steps of one epoch; return the means of (loss, ELBO, KL, reconstruction)."""
     model, generator, x, n = state.model, state.generator, rows.train, len(rows.train)
     first = len(state.history) * plan.steps_per_epoch
@@ -293,7 +252,7 @@ def _run_epoch(state: _State, rows: _Rows, config: FitConfig, plan: _Plan, team:
     return means
 
 
-def _step(state: _State, rate: float) -> None:
+def _step(state: State, rate: float) -> None:
     """Let the optimiser take a step; from its second on without its ceremony, which costs as much as a small batch."""
     (group,), vector = state.optimizer.param_groups, state.flat.vector
     group["lr"] = rate
@@ -312,7 +271,7 @@ def _step(state: _State, rate: float) -> None:
 
 
 def _autograd_step(
-    state: _State, x: Tensor, batch: Batch, weights: Tensor | None, beta: float, config: FitConfig
+    state: State, x: Tensor, batch: Batch, weights: Tensor | None, beta: float, config: FitConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Set the gradients of a batch's loss; return the loss, the KL and the reconstruction of each row, (b,)."""
     model = state.model
@@ -336,7 +295,7 @@ def schedule(step: int, total: int, config: FitConfig) -> tuple[float, float]:
     return beta, config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _summary(state: _State, sums: Tensor, rows: _Rows, config: FitConfig, plan: _Plan, seconds: float) -> Epoch:
+def _summary(state: State, sums: Tensor, rows: _Rows, config: FitConfig, plan: _Plan, seconds: float) -> Epoch:
     loss, elbo, kl, reconstruction = sums.tolist()
     number = len(state.history) + 1
     if not math.isfinite(loss):
@@ -393,58 +352,3 @@ def _finished(history: list[Epoch], epochs: int, config: FitConfig, *, early: bo
         return False
     best = max(range(len(history)), key=lambda i: history[i].validation_elbo)
     return len(history) - 1 - best >= config.patience
-
-
-def _fingerprint(rows: _Rows, config: FitConfig, weights: Tensor | RowWeights | None) -> str:
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    digest.update(repr(weights).encode() if callable(weights) else b"")
-    for tensor in (rows.train, rows.validation, weights):
-        if isinstance(tensor, Tensor):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _save(state: _State, path: Path, fingerprint: str) -> None:
-    tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
-    tensors |= {f"best.{k}": v for k, v in state.best.items()}
-    for i, slot in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in slot.items()}
-    tensors["generator"] = state.generator.get_state()
-    if state.weights is not None:
-        tensors["weights"] = state.weights
-    facts = {"fingerprint": fingerprint, "history": json.dumps([asdict(e) for e in state.history])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, aside, metadata=facts)
-    aside.replace(path)
-
-
-def _restore(state: _State, path: Path, fingerprint: str) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(
-            f"checkpoint {path.name!r} must be readable, got an error: {error}. Delete it to start anew."
-        ) from error
-    if facts.get("fingerprint") != fingerprint:
-        raise TrainingError(
-            f"checkpoint {path.name!r} must be of the same data and settings, got another run's. "
-            "Delete it, or name another checkpoint."
-        )
-    part = {
-        p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-        for p in ("model.", "best.", "optimizer.")
-    }
-    state.model.load_state_dict(part["model."])
-    state.best = part["best."]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in part["optimizer."].items():
-        index, key = name.split(".", 1)
-        slots.setdefault(int(index), {})[key] = value
-    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
-    state.generator.set_state(tensors["generator"])
-    if "weights" in tensors:
-        state.weights = tensors["weights"].to(next(state.model.parameters()).device)
-    state.history = [Epoch(**e) for e in json.loads(facts["history"])]

@@ -83,6 +83,47 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     assert same_weights(resumed, whole)
 
 
+def test_the_second_autoencoder_leaves_the_first_as_it_is():
+    with_it, x, held = fresh()
+    training.fit(with_it, x, validation=held, config=CONFIG)
+    without, x, held = fresh()
+    training.fit(without, x, validation=held, config=dataclasses.replace(CONFIG, second_beta=0.0))
+    second, with_it.second = with_it.second, None
+    assert without.second is None
+    assert same_weights(with_it, without)
+    alone, x, held = fresh()
+    training.fit(alone, x, validation=held, config=dataclasses.replace(CONFIG, beta=0.5, companions=()))
+    assert same_weights(second, alone), "it is what training with that weight of the KL term gives"
+    assert not torch.equal(second.decoder.linear.weight, with_it.decoder.linear.weight)
+
+
+def test_a_run_resumed_in_the_second_autoencoder_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    whole, x, held = fresh()
+    training.fit(whole, x, validation=held, config=CONFIG)
+    checkpoint, optimised = tmp_path / "run.safetensors", training.optimised
+
+    def stop(epoch):
+        if epoch.epoch == 3:
+            raise InterruptionError
+
+    def interrupted(model, x, *, config, **options):
+        return optimised(model, x, config=config, **(options if config.beta == 1.0 else options | {"on_epoch": stop}))
+
+    model, x, held = fresh()
+    monkeypatch.setattr(training, "optimised", interrupted)
+    with pytest.raises(InterruptionError):
+        training.fit(model, x, validation=held, config=CONFIG, checkpoint=checkpoint)
+    monkeypatch.setattr(training, "optimised", optimised)
+    assert training.second_checkpoint(checkpoint).exists()
+    assert model.second is None
+    seen = []
+    resumed, x, held = fresh()
+    training.fit(resumed, x, validation=held, config=CONFIG, checkpoint=checkpoint, on_epoch=seen.append)
+    assert seen == [], "the first one had ended"
+    assert same_weights(resumed, whole)
+
+
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
     checkpoint = tmp_path / "run.safetensors"
     model, x, held = fresh()

@@ -7,8 +7,8 @@ model.safetensors weights, calibration scores, noise, what missing cells are cha
 golden.json       rows drawn from the model, with their scores; images as PNG in base64
 ================  ==========================================================================================
 
-Nothing in it is executable and no training row is in it. Format version 4; version 3, without counts of the training
-rows, version 2, of tables alone, and version 1, without companions, are read.
+Nothing in it is executable and no training row is in it. Format version 5; version 4, without a second autoencoder,
+version 3, without counts of the training rows, version 2, of tables alone, and version 1, without companions, are read.
 """
 
 from __future__ import annotations
@@ -52,13 +52,16 @@ from .statistics import StatisticsDensity
 if TYPE_CHECKING:
     from .detector import Detector
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 GOLDEN_ROWS = 8
 MOST_GOLDEN_ROWS = 1024
 LARGEST_JSON = 64 << 20
 LATER_SETTINGS: dict[str, Any] = {
     "charge_missing": False,
     "companions": [],
+    "class_power": 1.0,
+    "second_beta": 0.0,
+    "score_beta": 1.0,
     "autoencoder_share": 2 / 3,
     "precision": "float32",
     "counts": "rounded_log_normal",
@@ -248,6 +251,9 @@ def _of_a_table(facts: dict[str, Any], weights: dict[str, Tensor]) -> tuple[Sche
     _refuse_giants(sum(a * b for a, b in pairwise(widths)), weights)
     with torch.random.fork_rng(devices=[]):
         model = VAE(schema.modelled, config)
+        if second := _named("second.", weights):
+            _refuse_giants(sum(p.numel() for p in model.parameters()), second)
+            model.second = VAE(schema.modelled, config)
     model.companions = _companions(schema, weights)
     return schema, config, model
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from ..models.family import Model
 from ..models.fused import Scorer
 from ..models.tried import WORTH_TRYING
 
@@ -26,12 +25,12 @@ class Kept:
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, ()
 
-    def scorer(self, model: Model) -> Scorer:
-        """Return the calling thread's scorer of the model."""
-        if not hasattr(self._here, "scorer"):
-            self._here.scorer = model.scorer()
-        found: Scorer = self._here.scorer
-        return found
+    def scorer(self, kind: str, make: Callable[[], Scorer]) -> Scorer:
+        """Return the calling thread's scorer of a kind, made if there is none."""
+        scorers: dict[str, Scorer] = vars(self._here).setdefault("scorers", {})
+        if kind not in scorers:
+            scorers[kind] = make()
+        return scorers[kind]
 
     def known(self, what: Hashable, find: Callable[[], bool]) -> bool:
         """Return whether something is known to be so; `find` is asked once, and only if that begins to be worth it."""

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -107,12 +108,12 @@ SCORES: dict[str, ScoreKind] = {
         weighted=False,
     ),
 }
-"""Scores by name: minus the ELBO of the ensemble, minus the ELBO and minus log p(x) of the autoencoder (the latter by
+"""Scores by name: minus the mean of the ensemble, minus the ELBO and minus log p(x) of the autoencoder (the latter by
 importance sampling), minus the expected log p(x|z).
 
-The ensemble is a mixture density: with probability a the autoencoder's, else one of its companions' in equal shares.
-Which of them a row is from is one more latent variable; with its prior for its posterior, the bound on the mixture's
-log density is a times the autoencoder's ELBO plus the rest of the weight times the mean of the companions' log p(x).
+The mean is of the terms of the ensemble's autoencoders (`FusedEnsemble`), with weight a, and of its companions'
+log p(x). With whole KL terms it is the bound on the log density of a mixture: with probability a a row is one of the
+autoencoders', else one of the companions', which is one more latent variable, with its prior for its posterior.
 
 The last is a reconstruction error in nats. It is not a likelihood: it leaves out how probable the code is.
 """
@@ -203,6 +204,16 @@ def _each_group(
         side_by_side(work, max(1, min(torch.get_num_threads(), len(x) // (FEWEST_GROUPS * group))))
 
 
+def accompanies(model: Model, reduction: ScoreKind) -> TypeGuard[VAE]:
+    """Return whether a score is that of the model with its companions."""
+    return reduction.accompanied and isinstance(model, VAE) and len(model.companions) > 0
+
+
+def _scorer_of(model: Model, reduction: ScoreKind) -> Callable[[], Scorer]:
+    """Return what makes a scorer for a kind of score."""
+    return model.ensemble_scorer if accompanies(model, reduction) else model.scorer
+
+
 def _filled_up(x: Tensor, height: int) -> Tensor:
     """Return rows (n, m) with rows of zeros after them, (height, m)."""
     return x if len(x) == height else torch.cat([x, x.new_zeros(height - len(x), x.shape[1])])
@@ -281,6 +292,7 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
         Burda et al. (2016), Importance Weighted Autoencoders, arXiv:1509.00519, eq. 8.
     """
     reduction, k = SCORES[kind], len(noise)
+    make = _scorer_of(model, reduction)
     found = torch.empty(3, len(x), dtype=torch.float64)
 
     def score(rows: slice, fused: Scorer, group: Rows) -> None:
@@ -288,13 +300,13 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
         found[:, rows] = reduction.reduced(*_log_densities(fused, group, n, noise))[:, :n].cpu()
 
     if kept is None:
-        _each_group(model, x, k, score)
+        _each_group(model, x, k, score, scorer=make)
     else:
         asked = partial(_few_are_as_many, noise=noise, reduction=reduction)
         few: Callable[[FusedVAE], bool] = lambda fused: kept.known((k, kind), partial(asked, fused))  # noqa: E731
-        _each_group(model, x, k, score, scorer=partial(kept.scorer, model), few=few)
+        _each_group(model, x, k, score, scorer=partial(kept.scorer, kind, make), few=few)
     value, error, ess = found
-    if reduction.accompanied and isinstance(model, VAE) and len(model.companions):
+    if accompanies(model, reduction):
         value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x)
         error = model.share * error
     return Scores(value.numpy(), error.numpy(), ess.numpy())
@@ -331,9 +343,9 @@ def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelih
             rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
             latent[rows] = rest[kept].cpu()
 
-    _each_group(model, x, k, split)
+    _each_group(model, x, k, split, scorer=_scorer_of(model, reduction))
     dependence = torch.zeros_like(latent)
-    if reduction.accompanied and isinstance(model, VAE) and len(model.companions):
+    if accompanies(model, reduction):
         parts, dependence = model.companions_split(x)
         columns = model.share * columns + (1.0 - model.share) * parts
         latent, dependence = model.share * latent, (1.0 - model.share) * dependence

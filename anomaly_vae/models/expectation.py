@@ -41,8 +41,10 @@ from .networks import INPUT_BOUND, TableInput
 if TYPE_CHECKING:
     from .mixture import ClassMixture
 
-RIDGE = 1e-3
+RIDGE = 3e-3
 """Added to the variances, in units of each column's variance: no class may collapse onto a few rows."""
+LEAST_VARIANCE = 1e-3
+"""Of the logarithms of counts above 0 in a class, in the same units."""
 MOST_STEPS = 50
 ENOUGH = 1e-3
 """The fit stops when a step raises the mean log density by less, nats."""
@@ -340,7 +342,7 @@ def _fitted_count(moments: Tensor, column: Column) -> tuple[Tensor, Tensor, Tens
     counted, above, logs, squares = moments.T
     total = above + SMOOTHING
     location = logs / total
-    noise = ((squares + SMOOTHING) / total - location.square()).clamp(min=RIDGE).sqrt()
+    noise = ((squares + SMOOTHING) / total - location.square()).clamp(min=LEAST_VARIANCE).sqrt()
     explained = torch.special.ndtr(((math.log(1.5) - column.center) / column.scale - location) / noise)
     zeros = 1.0 - (above + 0.5 * SMOOTHING) / (counted + SMOOTHING)
     extra = ((zeros - explained) / (1.0 - explained).clamp(min=1e-6)).clamp(1e-4, 1.0 - 1e-4)

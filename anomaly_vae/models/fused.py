@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -128,6 +128,7 @@ class Rows:
         features: What a ladder's posteriors need of the rows, (n, f).
         root: Lower triangular roots of the posteriors' covariances, (n, l, l), of which `spread` is the log
             determinant, in place of `scale`; see `models.refinement`.
+        second: The same rows as an ensemble's second autoencoder sees them.
     """
 
     x: Tensor
@@ -141,6 +142,7 @@ class Rows:
     context: Tensor | None = None
     features: Tensor | None = None
     root: Tensor | None = None
+    second: Rows | None = None
 
     def moved(self, noise: Tensor) -> Tensor:
         """Return the roots applied to noise (k, l), as (k, n, l)."""
@@ -152,7 +154,7 @@ class Rows:
     def part(self, rows: slice | Tensor) -> Rows:
         """Return some of the rows."""
         values = (getattr(self, f.name) for f in fields(self))
-        return Rows(*(v if v is None else v[rows] for v in values))  # type: ignore[arg-type]
+        return Rows(*(v if v is None else v.part(rows) if isinstance(v, Rows) else v[rows] for v in values))  # type: ignore[arg-type]
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -245,3 +247,45 @@ class FusedVAE:
 
     def _biased(self, y: Tensor) -> Tensor:
         return (y + self.decoder.bias)[..., : self.model.likelihood.width]
+
+
+class FusedEnsemble(FusedVAE):
+    r"""The autoencoders of an ensemble for scoring alone: the mean of their log densities at samples of the same noise.
+
+    .. math:: w = \log p(x \mid z) + \beta\, (\log p(z) - \log q(z \mid x))
+
+    With :math:`\beta < 1` their mean is no bound on log p(x). Where the columns' noise does not depend on the code,
+    :math:`\tfrac1\beta E[w]` is, but for a constant, the ELBO of a model whose likelihood is
+    :math:`p(x \mid z)^{1 / \beta}`, which is sharper.
+
+    Args:
+        model: Trained model.
+        precision: See `FusedVAE`.
+    """
+
+    def __init__(self, model: VAE, precision: str | None = None) -> None:
+        super().__init__(model, precision)
+        self.beta = model.score_beta
+        self.second = None if model.second is None else FusedVAE(model.second, precision)
+
+    def rows(self, x: Tensor) -> Rows:
+        """Return rows (n, m) with their posteriors under each autoencoder."""
+        rows = super().rows(x)
+        return rows if self.second is None else replace(rows, second=self.second.rows(x))
+
+    def log_densities(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x|z) and w, each (k, n), both means over the autoencoders."""
+        log_px, log_w = super().log_densities(rows, noise)
+        if self.second is not None:
+            assert rows.second is not None
+            others = self.second.log_densities(rows.second, noise)
+            log_px, log_w = (0.5 * (one + other) for one, other in zip((log_px, log_w), others, strict=True))
+        return log_px, log_w if self.beta == 1.0 else torch.lerp(log_px, log_w, self.beta)
+
+    def log_px(self, rows: Rows, noise: Tensor) -> Tensor:
+        """Return log p(x_c|z) of each column, (k, n, m), the mean over the autoencoders."""
+        one = super().log_px(rows, noise)
+        if self.second is None:
+            return one
+        assert rows.second is not None
+        return 0.5 * (one + self.second.log_px(rows.second, noise))

@@ -271,6 +271,7 @@ class ClassMixture(nn.Module):
         seed: int,
         bent: bool = False,
         weights: Tensor | None = None,
+        power: float = 1.0,
     ) -> ClassMixture:
         """Fit by expectation-maximisation from a k-means start.
 
@@ -281,6 +282,9 @@ class ClassMixture(nn.Module):
             seed: Of the start and of the draw from more than `MOST_ROWS` rows.
             bent: See the class.
             weights: Weight of each row, (n,).
+            power: Power that the classes' shares are raised to after the fit, to add up to 1 again. With the shares as
+                fitted a cluster of anomalies among the rows is a class like any other; above 1 rows of small classes
+                are less probable.
         """
         generator = torch.Generator().manual_seed(seed)
         if weights is not None:
@@ -296,4 +300,5 @@ class ClassMixture(nn.Module):
             model.bend.fit(x[:, model.joint])
         with threads_worth(0):
             Expectation(model, x, weight).run(seed)
+        model.log_weights = torch.log_softmax(power * model.log_weights, 0)
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from .threads import side_by_side
 from .together import Together
 
 if TYPE_CHECKING:
-    from .fused import FusedVAE
+    from .fused import FusedEnsemble, FusedVAE
 
 LOG_SCALE_BOUND = 7.0
 """Posterior standard deviations lie between exp(-7) and exp(7)."""
@@ -37,7 +38,9 @@ class VAE(nn.Module):
     Attributes:
         companions: Latent class mixtures of the same columns, which `ensemble` scores average with the autoencoder;
             none before training.
-        share: The autoencoder's weight among them.
+        second: Another autoencoder for these scores alone, trained with another weight of the KL term.
+        share: The autoencoders' weight in the ensemble.
+        score_beta: Weight of their KL terms in its scores.
 
     References:
         Kingma & Welling (2014), arXiv:1312.6114; Rezende, Mohamed & Wierstra (2014), arXiv:1401.4082.
@@ -49,7 +52,8 @@ class VAE(nn.Module):
         self.described = tuple(columns)
         self.companions = nn.ModuleList()
         self._together: tuple[nn.ModuleList, Together] | None = None
-        self.share = config.autoencoder_share
+        self.second: VAE | None = None
+        self.share, self.score_beta = config.autoencoder_share, config.score_beta
         self.latent = config.latent or min(LARGEST_LATENT, self.columns)
         self.discrete = [c.kind in ("binary", "categorical") for c in columns]
         self.input = TableInput(columns)
@@ -99,6 +103,24 @@ class VAE(nn.Module):
 
         return FusedVAE(self, precision)
 
+    def untrained_second(self, config: TrainConfig) -> tuple[VAE, TrainConfig] | None:
+        """Forget the second autoencoder, and return a new one with its settings; None where there is to be none.
+
+        It belongs to the companions, and to the objective that has a weight of the KL term.
+        """
+        self.second = None
+        if not config.second_beta or not config.companions or config.objective != "elbo":
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return VAE(self.described, config), replace(config, beta=config.second_beta)
+
+    def ensemble_scorer(self) -> FusedEnsemble:
+        """Return the autoencoders as ensemble scores see them; see `FusedEnsemble`."""
+        from .fused import FusedEnsemble
+
+        return FusedEnsemble(self)
+
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n rows drawn from the model, encoded, (n, m), computed on the CPU.
@@ -145,7 +167,10 @@ class VAE(nn.Module):
 
         def fitted(i: int) -> ClassMixture:
             k, bent = fits[i]
-            return ClassMixture.fitted(self.described, x, classes=k, seed=config.seed + i, bent=bent, weights=weights)
+            return ClassMixture.fitted(
+                self.described, x,
+                classes=k, seed=config.seed + i, bent=bent, weights=weights, power=config.class_power,
+            )  # fmt: skip
 
         self.companions = nn.ModuleList(side_by_side(fitted, len(fits)))
 

@@ -149,7 +149,10 @@ class TrainConfig(FitConfig):
     companions: tuple[int, ...] = option(
         (3, 3, 3, 30, 30), "classes of the mixtures beside the autoencoder, each fitted on two scales; [] = none"
     )
-    autoencoder_share: float = option(0.75, "the autoencoder's weight in the ensemble; the mixtures share the rest")
+    class_power: float = option(3.0, "power of a class's share in the mixtures: above 1 rare classes count as rarer")
+    second_beta: float = option(0.5, "KL weight that the ensemble's second autoencoder is trained with; 0 = none")
+    score_beta: float = option(0.5, "weight of the KL terms in ensemble scores")
+    autoencoder_share: float = option(2 / 3, "the autoencoders' weight in the ensemble; the mixtures share the rest")
     input_noise: float = option(0.1, "standard deviation of the noise added to the encoder's input in training")
     hide: float = option(0.1, "share of cells made missing in training, so that missing ones are understood")
     charge_missing: bool = option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
@@ -170,6 +173,9 @@ class TrainConfig(FitConfig):
                 "variance": POSITIVE,
                 "hide": (lambda v: 0 <= v <= 0.5, "be a share from 0 to 0.5"),
                 "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
+                "class_power": POSITIVE,
+                "score_beta": NOT_NEGATIVE,
+                "second_beta": NOT_NEGATIVE,
             }
         )
         for name in ("split_by", "group_by"):

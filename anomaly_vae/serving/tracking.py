@@ -32,6 +32,7 @@ from ..data.image_column import is_image_column
 from ..detection.detector import Detector
 from ..errors import ArtifactError, ConfigError, ShapeError, redacted
 from ..options import Config, ImageConfig
+from ..training import second_checkpoint
 from . import flavor
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def train_and_register(
         facts = {"run": run_id, "trained on": source}
         ranking = log_training(fit, rows, frame[~normal], model=registered.uri, facts=facts)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        for path in (checkpoint, second_checkpoint(checkpoint)):
+            path.unlink(missing_ok=True)
     return replace(registered, fit=fit, ranking=ranking)
 
 

@@ -74,7 +74,7 @@ def test_a_small_group_is_taken_only_if_it_gives_the_same_bits(detector, fresh_r
     x = detector.encode(fresh_rows[:3])
     for off, height in ((0.0, FEW_ROWS), (1e-5, group_rows(16, x.shape[1]))):
         kept, scorer = Kept(), Noted(detector.model)
-        scorer.off, kept._here.scorer = off, scorer
+        scorer.off, kept._here.scorers = off, {"likelihood": scorer}
         for _ in range(WORTH_TRYING):
             score = score_rows(detector.model, x, noise=noise, kept=kept).value
             assert heights[-1] == group_rows(16, x.shape[1]) or heights[-1] == height == FEW_ROWS
@@ -139,6 +139,19 @@ def test_parts_sum_to_the_score(detector, fresh_rows, kind, k):
     total = parts.columns.sum(1) + parts.latent + parts.dependence
     assert np.max(np.abs(total - score) / np.maximum(1, np.abs(score))) < 1e-5
     assert (parts.columns[torch.isnan(x).numpy()] == 0).all()
+
+
+def test_the_ensemble_is_the_mean_of_its_members(detector, fresh_rows):
+    """The autoencoders, whose KL terms count by half, have two thirds of the weight; the mixtures share the rest."""
+    from anomaly_vae.models import bounds
+
+    model, x, noise = detector.model, detector.encode(fresh_rows), detector._noise(16)
+    terms = [bounds.terms(one, x, noise) for one in (model, model.second)]
+    w = torch.stack([0.5 * (t.log_px.sum(-1) + t.log_weights) for t in terms]).mean(0).double()
+    mixtures = torch.stack([mixture.log_prob(x) for mixture in model.companions]).mean(0)
+    got = score_rows(model, x, noise=noise, kind="ensemble")
+    np.testing.assert_allclose(got.value, -(2 * w.mean(0) + mixtures).numpy() / 3, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(got.mc_se, (w.std(0) / 4 * 2 / 3).numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_the_block_depends_on_model_and_k_alone():

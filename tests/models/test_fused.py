@@ -14,7 +14,7 @@ from anomaly_vae import Detector, TrainConfig, fit_detector
 from anomaly_vae.data.schema import Schema
 from anomaly_vae.detection.scores import SCORES, score_rows, split_scores
 from anomaly_vae.models import bounds
-from anomaly_vae.models.fused import FusedVAE
+from anomaly_vae.models.fused import FusedEnsemble, FusedVAE
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.options import CONTINUOUS, PRIORS
 from tests.conftest import low_rank_rows, mixed_frame
@@ -37,6 +37,29 @@ def untrained(frame: pd.DataFrame, config: TrainConfig) -> tuple[VAE, torch.Tens
             if network.out is not None:
                 network.out.weight.normal_(std=0.1)
     return model, torch.from_numpy(schema.encode(frame))
+
+
+@pytest.mark.parametrize("kind", ["continuous", "mixed"])
+@pytest.mark.parametrize(("score_beta", "both"), [(1.0, False), (0.5, False), (1.0, True), (0.3, True)])
+def test_an_ensembles_densities_are_the_plain_ones(kind, score_beta, both):
+    frame = mixed_frame(64) if kind == "mixed" else continuous_frame(64)
+    model, x = untrained(frame, dataclasses.replace(CONFIG, score_beta=score_beta))
+    if both:
+        model.second = copy.deepcopy(model)
+        for p in model.second.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    terms = [bounds.terms(one, x, noise) for one in ([model, model.second] if both else [model])]
+    wanted_px = torch.stack([t.log_px for t in terms]).mean(0)
+    kl = torch.stack([t.log_px.sum(-1) - t.log_weights for t in terms]).mean(0)
+    fused = FusedEnsemble(model)
+    rows = fused.rows(x)
+    log_px, w = (t.clone() for t in fused.log_densities(rows, noise))
+    torch.testing.assert_close(log_px, wanted_px.sum(-1), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(w, wanted_px.sum(-1) - score_beta * kl, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(fused.log_px(rows, noise), wanted_px, rtol=1e-4, atol=1e-3)
+    part = fused.log_densities(rows.part(slice(16, 32)), noise)[1]
+    torch.testing.assert_close(part, w[:, 16:32], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -140,6 +140,17 @@ def test_classes_are_as_many_as_the_rows_can_carry(rows):
     assert torch.isfinite(few.log_prob(rows)).all()
 
 
+def test_rare_classes_are_rarer_with_a_power(rows, fitted):
+    sharper = ClassMixture.fitted(CONTINUOUS, rows, classes=2, seed=0, power=3.0)
+    share = fitted.log_weights.exp()
+    torch.testing.assert_close(sharper.log_weights.exp(), share**3 / (share**3).sum())
+    torch.testing.assert_close(sharper.means, fitted.means)
+    change = sharper.log_prob(rows) - fitted.log_prob(rows)
+    rare = torch.cdist(rows.double(), fitted.means).argmin(1) == share.argmin()
+    assert change[rare].median() < -1.0, "a third of the rows, cubed"
+    assert change[~rare].median() > 0.0
+
+
 def test_row_weights_count_as_repetitions(rows):
     weights = torch.ones(len(rows))
     weights[:200] = 3.0

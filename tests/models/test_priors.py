@@ -150,7 +150,9 @@ def test_in_training_no_row_is_its_own_exemplar(monkeypatch):
         return around(self, means, own)
 
     monkeypatch.setattr(Exemplars, "around", watched)
-    fit = fit_detector(mixed_frame(150), TrainConfig(prior="exemplars", steps=10, hidden=(8,), batch_size=32))
+    fit = fit_detector(
+        mixed_frame(150), TrainConfig(prior="exemplars", steps=10, hidden=(8,), batch_size=32, companions=())
+    )
     rows = len(fit.split["train"])
     assert len(seen) == 10
     for learned, own in seen:
