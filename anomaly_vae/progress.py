@@ -8,17 +8,23 @@ from typing import Any
 
 
 @contextmanager
-def training_progress(epochs: int, shown: bool) -> Iterator[Callable[[Any], None]]:
-    """Yield what to call with each `training.Epoch` as it ends; with `shown` it moves a bar on standard error."""
+def training_progress(epochs: int, shown: bool | str) -> Iterator[Callable[[Any], None]]:
+    """Yield what to call with each `training.Epoch` as it ends; with `shown` it moves a bar on standard error.
+
+    Args:
+        epochs: At most.
+        shown: Whether to show a bar, or what it is called.
+    """
     if not shown:
         yield lambda epoch: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
+    name = shown if isinstance(shown, str) else "training"
+    columns = (TextColumn(name), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=epochs, facts="")
+        task = bar.add_task(name, total=epochs, facts="")
 
         def advance(epoch: Any) -> None:
             facts = (

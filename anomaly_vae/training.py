@@ -121,7 +121,10 @@ def fit(
     if second is not None:
         other, settings = second
         kept = None if checkpoint is None else second_checkpoint(checkpoint)
-        take(other, x, validation=validation, config=settings, weights=found, checkpoint=kept, progress=progress)
+        take(
+            other, x, validation=validation, config=settings, weights=found, checkpoint=kept, on_epoch=None,
+            progress="second autoencoder" if progress else False,
+        )  # fmt: skip
         model.second = other.eval()  # not before: its parameters are not the first's
     _warn_of_collapse(history)
     return history
@@ -141,7 +144,7 @@ def optimised(
     weights: Tensor | RowWeights | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
     team: Team | None = None,
 ) -> tuple[list[Epoch], Tensor | None]:
     """Take the steps of `fit`; return the epochs and the weights of the rows, (n,), as they were last.
@@ -154,7 +157,7 @@ def optimised(
         weights: Of the rows.
         checkpoint: A team's is read by all of its processes and written by the first.
         on_epoch: Called after each epoch.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or what it is called.
         team: Processes that share the rows of every batch. Each is to be given the same of everything, and ends with
             the same model.
 

@@ -313,7 +313,7 @@ class Trainers:
         weights: Tensor | RowWeights | None,
         checkpoint: Path | None,
         on_epoch: Callable[[Epoch], None] | None,
-        progress: bool,
+        progress: bool | str,
     ) -> tuple[list[Epoch], Tensor | None]:
         """Take the steps, see `training.optimised`; epochs are told at the end, and progress is not shown.
 

@@ -145,14 +145,16 @@ def test_whatever_takes_the_steps_the_model_gets_its_companions() -> None:
         epoch=1, step=1, loss=1.0, elbo=-1.0, kl=0.1, reconstruction=-0.9, validation_elbo=-1.0, active_units=1,
         beta=1.0, seconds=0.0,
     )  # fmt: skip
-    history = fit(
-        model,
-        x,
-        validation=x[:0],
-        config=TrainConfig(**SMALL, companions=(2,)),
-        optimise=lambda *_, **__: ([epoch], None),
-    )
+    asked = []
+
+    def take(model, x, *, validation, config, weights, checkpoint, on_epoch, progress):
+        """As a cluster's: it is told everything."""
+        asked.append((model, config.beta))
+        return [epoch], None
+
+    history = fit(model, x, validation=x[:0], config=TrainConfig(**SMALL, companions=(2,)), optimise=take)
     assert history == [epoch]
+    assert asked == [(model, 1.0), (model.second, 0.5)]
     assert len(model.companions) == 2
     assert not model.training
 
