@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -37,14 +38,14 @@ def two() -> Iterator[Executor]:
 
 
 def by(pool: Executor, folder: Path) -> Elsewhere:
-    """A team of two, which meets by a file."""
+    """A team of two, which meets by a file: a new one each time, for who leaves last removes it, at any time."""
 
     def of(schema: Schema | ImageSchema) -> Optimiser:
         def optimise(model: Model, x: torch.Tensor, **given: Any) -> tuple[list[Epoch], torch.Tensor | None]:
             wanted = {name: given[name] for name in ("validation", "config", "weights")}
             folder.mkdir(exist_ok=True)
             write_job(folder, schema, model, x, **wanted)
-            meeting, kept = f"file://{folder}/meeting", given["checkpoint"] and str(given["checkpoint"])
+            meeting, kept = f"file://{folder}/{uuid4().hex}", given["checkpoint"] and str(given["checkpoint"])
             parts = [
                 pool.submit(take_part, str(folder), meeting, rank=rank, size=2, checkpoint=kept) for rank in range(2)
             ]
