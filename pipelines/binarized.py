@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from stated import kept
 from torch import Tensor, nn
 
 from anomaly_vae.models import bounds
@@ -402,13 +403,16 @@ def estimate(model: ImageVAE, test: Tensor, *, reference_rows: int, seed: int = 
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
 @click.option("--flips", type=float, default=0.0, show_default=True, help="share of bits the encoder sees wrong")
 @click.option("--reference-rows", type=int, default=200, show_default=True, help=f"test images with {MANY} samples")
+@click.option("--stated-rows", type=int, default=0, help="of how many test images to judge log p(x) to an error")
+@click.option("--mc-se", type=float, default=0.2, show_default=True, help="that error, nats")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--judge-on", type=click.Choice(["cpu", "cuda"]), help="where to judge  [default: where it is trained]")
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(
-    data: Path, checkpoint: Path | None, reference_rows: int, threads: int, judge_on: str | None, **chosen: object
-) -> None:
+    data: Path, checkpoint: Path | None, reference_rows: int, stated_rows: int, mc_se: float, threads: int,
+    judge_on: str | None, **chosen: object,
+) -> None:  # fmt: skip
     """Train on statically binarised MNIST and print the test log-likelihood as a row of a Markdown table."""
     torch.set_num_threads(threads)
     settings = Settings(**chosen)  # type: ignore[arg-type]
@@ -432,6 +436,11 @@ def main(
         f"| {settings.model} | {settings.minutes:g} | {run.step} | {e.elbo:.2f} | {e.few:.2f} "
         f"| **{e.value:.2f}** ± {e.error:.3f} (images: ± {e.spread:.2f}) | {agreeing} |"
     )
+    if stated_rows:
+        with exact_convolutions(place):
+            x = parts["test"][torch.linspace(0, len(parts["test"]) - 1, stated_rows).long()]
+            many = log_weights(judged, x, MANY, torch.Generator(place).manual_seed(1))
+            click.echo("\n".join(["", *kept(judged, x, many, mc_se=mc_se).lines(mc_se, MANY)]))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ weights :math:`v_i = e^{w_i}` only the largest and five sums are kept, so that m
 How many a row gets depends on the row alone: all rows see the same noise, rows that go on are packed into blocks of the
 same fixed shape, and so the same row has the same bits whatever batch it came in.
 
-Three of every four samples are drawn wider than the posterior (`models.proposals`). A row gets a posterior of its own
-(`models.refinement`), and is estimated by samples of that, if the encoder's fits it badly: if few of the samples count,
-or a quarter of those allowed does not suffice. What a bad posterior leaves out, no error of its samples tells.
+Three of every four samples are drawn wider than the posterior (`models.proposals`). Where the encoder's fits a row
+badly, if few of the samples count, or a quarter of those allowed does not suffice, the row gets a posterior of its own
+(`models.refinement`), and is estimated by samples of that; of a ladder its samples are annealed (`models.annealing`).
+What a bad posterior leaves out, no error of its samples tells.
 
 Stopping by an estimate of the error favours estimates that look good early. Few looks (after every quarter more
 samples) keep that small, and an effective sample size too low to know the error by is never taken for an answer.
@@ -18,7 +19,7 @@ Shapes: n rows, k posterior samples, l latent width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,12 +28,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..models.annealing import annealed
 from ..models.family import Model
 from ..models.fused import Rows, Scorer
+from ..models.ladder import LadderVAE
 from ..models.proposals import widened
 from ..models.rare_weights import stated_error
-from ..models.refinement import refined, refines
-from ..models.threads import threads_worth
+from ..models.refinement import APART, PIXELS, refined, refines
+from ..models.threads import side_by_side, threads_worth
 from .scores import RELIABLE_SAMPLES, SMALLEST_BLOCK
 
 CHUNK = 64
@@ -47,6 +50,13 @@ BY_ENCODER = 4
 """The encoder's posteriors are sampled max_k / BY_ENCODER times before rows get their own."""
 FITTING = 0.4
 """The share of samples that must count for the encoder's posterior to do. Of an exact one .8 do, as some are wider."""
+WALKS = 32
+"""Annealed samples of an image between two looks at its error."""
+WALK_STEPS = (32, 128, 512)
+"""Steps of an annealed sample; an image goes on to more of them if less than `NEAR` of the first `WALKS` count."""
+NEAR = 0.2
+WALKED = 4
+"""Steps that an image may take with walks of one length, in units of max_k."""
 ROOTS = 1 << 26
 """Numbers of the roots of covariances that are held at once."""
 MAX_K = 4096
@@ -60,7 +70,8 @@ class LogLikelihoods:
         value: log p(x), nats, high = probable, (n,). It is a lower bound in expectation, tight within its error.
         mc_se: Its standard error, (n,), see `bounds.monte_carlo_error`.
         ess: Effective sample size of the importance weights, (n,).
-        k: Posterior samples of the estimate, (n,), integer; of a row with a posterior of its own, those of it alone.
+        k: Posterior samples of the estimate, (n,), integer; of a row with a posterior of its own, those of it alone; of
+            one whose samples are annealed, annealed ones.
         reached: Whether the error is within the bound, with an effective sample size to know it by, (n,).
     """
 
@@ -131,16 +142,16 @@ class RunningWeights:
         return stated_error(delta, self.effective(), spread, skewness, self.count)
 
 
-def looks(max_k: int) -> list[int]:
-    """Return the numbers of samples after which the errors are looked at.
+def looks(max_k: int, chunk: int = CHUNK) -> list[int]:
+    """Return the numbers of samples, multiples of a chunk, after which the errors are looked at.
 
     Example:
         >>> looks(500)
         [64, 128, 192, 256, 320, 384, 448]
     """
-    last, found = max_k // CHUNK * CHUNK, [CHUNK]
+    last, found = max_k // chunk * chunk, [chunk]
     while found[-1] < last:
-        found.append(min(last, found[-1] + max(CHUNK, found[-1] // GROWTH // CHUNK * CHUNK)))
+        found.append(min(last, found[-1] + max(chunk, found[-1] // GROWTH // chunk * chunk)))
     return found
 
 
@@ -157,7 +168,9 @@ def log_likelihoods(
         max_k: Samples after which a row that has not reached the bound is left as it is; rounded down to a multiple
             of 64.
         seed: Seed of the noise, which all rows share.
-        own_posteriors: Whether rows may get posteriors of their own, which costs as much as some 10,000 samples.
+        own_posteriors: Whether rows may get posteriors of their own, which costs as much as some 10,000 samples, or
+            annealed ones, of which each costs as much as some 70 at least; these take 4 max_k steps at most, or three
+            times that where the encoder's posterior is far off.
 
     Raises:
         ConfigError: The bound is not positive, or max_k is under 64.
@@ -169,10 +182,7 @@ def log_likelihoods(
         raise ConfigError(f"mc_se must be a number above 0, got {mc_se!r}. Choose for example 0.05.")
     if max_k < CHUNK:
         raise ConfigError(f"max_k must be at least {CHUNK}, got {max_k!r}. Choose for example {MAX_K}.")
-    spans = [_of_span(model, part, mc_se, max_k, seed, own_posteriors) for part in x.split(SPAN)] if len(x) else []
-    joined = [np.concatenate([getattr(s, name) for s in spans]) if spans else np.empty(0, dtype) for name, dtype in
-              (("value", float), ("mc_se", float), ("ess", float), ("k", np.int64), ("reached", bool))]  # fmt: skip
-    return LogLikelihoods(*joined)
+    return _joined([_of_span(model, part, mc_se, max_k, seed, own_posteriors) for part in x.split(SPAN) if len(part)])
 
 
 def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int, own: bool) -> LogLikelihoods:
@@ -186,6 +196,11 @@ def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int, own: 
         fused = model.scorer()
         rows = _encoded(fused, x)
         seen = RunningWeights(len(x))
+        if own and isinstance(model, LadderVAE):
+            left = _sampled(fused, rows, seen, bound, CHUNK, draw, least=FITTING)
+            found = _found(seen, bound)
+            _put(found, left, _by_annealing(model, x[left.to(x.device)], bound, max_k, seed))
+            return found
         if not (own and refines(model)):
             _sampled(fused, rows, seen, bound, max_k, draw)
             return _found(seen, bound)
@@ -196,10 +211,55 @@ def _of_span(model: Model, x: Tensor, bound: float, max_k: int, seed: int, own: 
             generator.set_state(state)
             seen = RunningWeights(len(part))
             _sampled(fused, refined(model, rows.part(part), seed=seed), seen, bound, max_k, draw)
-            own_found = _found(seen, bound)
-            for field in fields(LogLikelihoods):
-                getattr(found, field.name)[part.numpy()] = getattr(own_found, field.name)
+            _put(found, part, _found(seen, bound))
     return found
+
+
+def _joined(parts: Sequence[LogLikelihoods]) -> LogLikelihoods:
+    """Return what was found of all rows, in order."""
+    if not parts:
+        return _found(RunningWeights(0), 0.0)
+    return LogLikelihoods(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(LogLikelihoods)))
+
+
+def _put(found: LogLikelihoods, rows: Tensor, theirs: LogLikelihoods) -> None:
+    """Write what was found of these rows in place of what was found before."""
+    for field in fields(LogLikelihoods):
+        getattr(found, field.name)[rows.numpy()] = getattr(theirs, field.name)
+
+
+def _by_annealing(model: LadderVAE, x: Tensor, bound: float, max_k: int, seed: int) -> LogLikelihoods:
+    """Estimate log p(x) of images (n, m) by annealed samples, each image by itself."""
+
+    def of(i: int) -> LogLikelihoods:
+        for steps in WALK_STEPS:
+            seen = RunningWeights(1)
+            if _walked(model, x[i : i + 1], steps, seen, bound, WALKED * max_k // steps, seed):
+                break
+        return _found(seen, bound)
+
+    return _joined(side_by_side(of, len(x)))
+
+
+def _walked(
+    model: LadderVAE, x: Tensor, steps: int, seen: RunningWeights, bound: float, samples: int, seed: int
+) -> bool:
+    """Add annealed samples of one image, (1, m), until its error is within the bound; return whether it is near."""
+    generator, at_once = torch.Generator().manual_seed((seed + APART) % 2**32), max(1, PIXELS // model.columns)
+    row, before = torch.arange(1), 0
+    for k in looks(max(WALKS, samples), WALKS):
+        for _ in range(before, k, WALKS):
+            parts = (
+                annealed(model, x, samples=len(part), steps=steps, generator=generator)
+                for part in torch.arange(WALKS).split(at_once)
+            )
+            seen.add(row, torch.cat(list(parts)).cpu())
+        if before == 0 and steps < WALK_STEPS[-1] and float(seen.effective()) < NEAR * k:
+            return False
+        if bool(_within(seen, bound)):
+            break
+        before = k
+    return True
 
 
 def _sampled(

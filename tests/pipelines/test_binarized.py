@@ -20,6 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "pipelines/binarized.py"
 
 @pytest.fixture
 def binarized(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("binarized", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -83,11 +84,15 @@ def test_a_run_ends_with_its_line_and_is_not_trained_again(binarized, data, tmp_
     words += ["--reference-rows", "2", "--checkpoint", str(tmp_path / "run.safetensors")]
     before = torch.get_num_threads()
     first, again = (CliRunner().invoke(binarized.main, words) for _ in range(2))
+    stated = CliRunner().invoke(binarized.main, [*words, "--stated-rows", "2", "--mc-se", "40"])
     other = CliRunner().invoke(binarized.main, [*words, "--seed", "1"])
     torch.set_num_threads(before)
     assert first.exit_code == 0, first.output
     assert first.stdout.splitlines()[-1].startswith(f"| {model} | 0.01 |")
     assert again.stdout == first.stdout
+    assert stated.stdout.startswith(first.stdout)
+    assert "| to ± 40 | 100% of 2 |" in stated.stdout
+    assert "| 60 samples of the encoder's |" in stated.stdout
     assert other.exit_code == 1
     assert "same settings" in other.output
 
