@@ -53,6 +53,9 @@ def test_images_are_learned_and_scored_there(change, tmp_path: Path) -> None:
     assert roc_auc_score(np.repeat([0, 1], 300), np.concatenate([a, b])) > 0.95
     here = detector.score_frame(frame_of(normal)).anomaly_score.to_numpy()
     assert a == pytest.approx(here, rel=1e-4, abs=1e-2)
+    few = frame_of(normal[:4])
+    one, other = (placed.estimate_log_likelihood(few, mc_se=0.3) for placed in (there, detector))
+    assert (np.abs(one.value - other.value) < 4 * np.hypot(one.mc_se, other.mc_se)).all()
     detector.save(tmp_path / "detector")
     kept = Detector.load(tmp_path / "detector").score_frame(frame_of(normal)).anomaly_score
     assert np.array_equal(kept, here)
