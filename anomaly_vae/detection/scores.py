@@ -30,6 +30,8 @@ from .kept import Kept
 
 BLOCK_SAMPLES = 1024
 """Rows times samples computed at once."""
+SHORT_BLOCKS = 4
+"""So many times as many of numbers of 16 bits: their products take so little time that what is around them shows."""
 BLOCK_CELLS = 1 << 20
 """Rows times samples times columns computed at once, at most (but never less than a block of 16 rows)."""
 SMALLEST_BLOCK = 16
@@ -149,14 +151,15 @@ class Parts:
     dependence: NDArray[np.float64]
 
 
-def block_rows(k: int, columns: int) -> int:
+def block_rows(k: int, columns: int, precision: str = "float32") -> int:
     """Return the rows of a block: a function of the model and k alone, never of the batch.
 
     Rows times samples is a multiple of 64, so that no cell is computed by the scalar remainder of a vectorised loop,
     whose exponentials differ in the last bit.
     """
     step, chunk = _step(k), min(k, LARGEST_CHUNK)
-    rows = min(BLOCK_SAMPLES // chunk, BLOCK_CELLS // (chunk * columns))
+    samples = BLOCK_SAMPLES * (SHORT_BLOCKS if precision == "bf16" else 1)
+    rows = min(samples // chunk, BLOCK_SAMPLES, BLOCK_CELLS // (chunk * columns))
     return max(step, rows // step * step)
 
 
@@ -164,9 +167,9 @@ def _step(k: int) -> int:
     return SMALLEST_BLOCK if k % 4 == 0 else 64
 
 
-def group_rows(k: int, columns: int) -> int:
+def group_rows(k: int, columns: int, precision: str = "float32") -> int:
     """Return the rows of a group of blocks, which are encoded together."""
-    rows = block_rows(k, columns)
+    rows = block_rows(k, columns, precision)
     return rows * max(1, ENCODED_ROWS // rows)
 
 
@@ -184,7 +187,7 @@ def _each_group(
     Groups are padded to whole blocks, or to `FEW_ROWS` where `few` allows it of a scorer. Each thread takes the next
     group that none has taken.
     """
-    rows, group = block_rows(k, x.shape[1]), group_rows(k, x.shape[1])
+    rows, group = block_rows(k, x.shape[1]), group_rows(k, x.shape[1], model.precision)
     starts = iter(range(0, len(x), group))
     several = worth_threads(rows * min(k, LARGEST_CHUNK) * model.largest_product) or x.device.type != "cpu"
 
@@ -222,7 +225,7 @@ def _filled_up(x: Tensor, height: int) -> Tensor:
 def _few_are_as_many(fused: FusedVAE, noise: Tensor, reduction: ScoreKind) -> bool:
     """Try whether rows score the same bits in a group of `FEW_ROWS` as in a full one."""
     columns = fused.model.described
-    x = made_up(columns, group_rows(len(noise), len(columns)))
+    x = made_up(columns, group_rows(len(noise), len(columns), fused.precision))
 
     def scored(rows: Tensor, height: int) -> Tensor:
         found = _log_densities(fused, fused.rows(_filled_up(rows, height)), len(rows), noise)
@@ -232,10 +235,10 @@ def _few_are_as_many(fused: FusedVAE, noise: Tensor, reduction: ScoreKind) -> bo
     return torch.equal(few, scored(x, len(x)))
 
 
-def _blocks(group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice]]:
+def _blocks(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield the rows and samples to compute at once, so that memory does not grow with k; only padding is left out."""
     k = len(noise)
-    rows = _step(k) if len(group.x) <= FEW_ROWS else block_rows(k, group.x.shape[1])
+    rows = _step(k) if len(group.x) <= FEW_ROWS else block_rows(k, group.x.shape[1], fused.precision)
     for start in range(0, kept, rows):
         for first in range(0, len(noise), LARGEST_CHUNK):
             yield slice(start, start + rows), slice(first, min(first + LARGEST_CHUNK, len(noise)))
@@ -245,7 +248,7 @@ def _log_densities(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> tupl
     """Return log p(x|z) and the log weights of a group, each (k, rows), float64; zeros for blocks of padding."""
     shape = (len(noise), len(group.x))
     log_px, log_w = (torch.zeros(shape, dtype=torch.float64, device=group.x.device) for _ in range(2))
-    for rows, samples in _blocks(group, kept, noise):
+    for rows, samples in _blocks(fused, group, kept, noise):
         log_px[samples, rows], log_w[samples, rows] = fused.log_densities(group.part(rows), noise[samples])
     return log_px, log_w
 
@@ -336,7 +339,7 @@ def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelih
         log_px, log_w = _log_densities(fused, group, kept.stop, noise)
         a = reduction.weights(log_w).exp()
         parts = torch.zeros(group.x.shape, dtype=torch.float64, device=group.x.device)
-        for some, samples in _blocks(group, kept.stop, noise):
+        for some, samples in _blocks(fused, group, kept.stop, noise):
             parts[some] -= (a[samples, some, None] * fused.log_px(group.part(some), noise[samples]).double()).sum(0)
         columns[rows] = parts[kept].cpu()
         if kind != "reconstruction":
@@ -377,7 +380,7 @@ def expected_cells(model: Model, x: Tensor, column: Tensor, *, noise: Tensor) ->
         kept = rows.stop - rows.start
         a = torch.log_softmax(_log_densities(fused, group, kept, noise)[1], 0).exp()
         cells = torch.zeros(a.shape, device=a.device)
-        for some, samples in _blocks(group, kept, noise):
+        for some, samples in _blocks(fused, group, kept, noise):
             wanted = column[rows][some]
             decoded = model.reconstruct(fused.codes(group.part(some), noise[samples]))[:, : len(wanted)]
             index = wanted[None, :, None].expand(len(decoded), -1, 1)

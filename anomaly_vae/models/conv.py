@@ -416,6 +416,8 @@ class Scorer:
         model: Trained model, in eval mode.
     """
 
+    precision = "float32"
+
     def __init__(self, model: ImageVAE) -> None:
         self.model = model
 

@@ -164,7 +164,13 @@ class Rows:
 
 
 class Scorer(Protocol):
-    """A model laid out for scoring. It may keep buffers, so each thread needs its own."""
+    """A model laid out for scoring. It may keep buffers, so each thread needs its own.
+
+    Attributes:
+        precision: "float32" or "bf16", of the hidden layers.
+    """
+
+    precision: str
 
     def rows(self, x: Tensor) -> Rows:
         """Return rows (n, m) with their posteriors."""
@@ -190,7 +196,8 @@ class FusedVAE:
     def __init__(self, model: VAE, precision: str | None = None) -> None:
         self.model = model
         self.encoder = FusedMLP(model.encoder)
-        self.decoder = FusedMLP(model.decoder, precision or model.precision)
+        self.precision = precision or model.precision
+        self.decoder = FusedMLP(model.decoder, self.precision)
         self.standard = isinstance(model.prior, StandardNormal)
         heads: list[nn.Module] = list(model.likelihood.heads.values())
         self.summed = None

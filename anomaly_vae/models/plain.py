@@ -16,6 +16,8 @@ class PlainScorer:
         model: Trained model with one layer of Gaussian codes, in eval mode.
     """
 
+    precision = "float32"
+
     def __init__(self, model: LatentVariableModel) -> None:
         self.model = model
 

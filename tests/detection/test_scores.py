@@ -46,14 +46,16 @@ def test_a_row_scores_the_same_bits_in_any_company(detector, fresh_rows, k, kind
     np.testing.assert_array_equal(whole[order], score_rows(detector.model, x[order], noise=noise, kind=kind).value)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("k", [1, 3, 16])
 @pytest.mark.parametrize("kind", ["ensemble", "likelihood"])
-def test_few_rows_have_the_bits_of_many(detector, fresh_rows, k, kind):
+def test_few_rows_have_the_bits_of_many(detector, fresh_rows, k, kind, precision):
     """Whether they are computed in a small group or, where the machine adds up otherwise in one, in a full one."""
-    x, noise, kept = detector.encode(fresh_rows), detector._noise(k), Kept()
-    whole = score_rows(detector.model, x, noise=noise, kind=kind)
+    x, noise, kept, model = detector.encode(fresh_rows), detector._noise(k), Kept(), copy.deepcopy(detector.model)
+    model.precision = model.second.precision = precision
+    whole = score_rows(model, x, noise=noise, kind=kind)
     for size in (1, 40, FEW_ROWS, FEW_ROWS + 1):
-        few = score_rows(detector.model, x[:size], noise=noise, kind=kind, kept=kept)
+        few = score_rows(model, x[:size], noise=noise, kind=kind, kept=kept)
         for one, other in zip((few.value, few.mc_se, few.ess), (whole.value, whole.mc_se, whole.ess), strict=True):
             np.testing.assert_array_equal(one, other[:size])
 
@@ -158,6 +160,7 @@ def test_the_block_depends_on_model_and_k_alone():
     assert block_rows(1, 5) == 1024
     assert block_rows(64, 5) == 16
     assert block_rows(5000, 5) == 16
+    assert [block_rows(k, 5, "bf16") for k in (1, 16, 64)] == [1024, 256, 64]
     assert block_rows(1, 3000) * 3000 < 2**20
 
 
