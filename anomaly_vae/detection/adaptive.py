@@ -52,10 +52,10 @@ FITTING = 0.4
 """The share of samples that must count for the encoder's posterior to do. Of an exact one .8 do, as some are wider."""
 WALKS = 32
 """Annealed samples of an image between two looks at its error."""
-WALK_STEPS = (32, 128, 512)
+WALK_STEPS = (128, 512)
 """Steps of an annealed sample; an image goes on to more of them if less than `NEAR` of the first `WALKS` count."""
-NEAR = 0.2
-WALKED = 4
+NEAR = 0.3
+WALKED = 6
 """Steps that an image may take with walks of one length, in units of max_k."""
 ROOTS = 1 << 26
 """Numbers of the roots of covariances that are held at once."""
@@ -169,8 +169,7 @@ def log_likelihoods(
             of 64.
         seed: Seed of the noise, which all rows share.
         own_posteriors: Whether rows may get posteriors of their own, which costs as much as some 10,000 samples, or
-            annealed ones, of which each costs as much as some 70 at least; these take 4 max_k steps at most, or three
-            times that where the encoder's posterior is far off.
+            annealed ones, of which each costs as much as some 250 at least; these take 6 max_k steps at most.
 
     Raises:
         ConfigError: The bound is not positive, or max_k is under 64.
@@ -244,7 +243,11 @@ def _by_annealing(model: LadderVAE, x: Tensor, bound: float, max_k: int, seed: i
 def _walked(
     model: LadderVAE, x: Tensor, steps: int, seen: RunningWeights, bound: float, samples: int, seed: int
 ) -> bool:
-    """Add annealed samples of one image, (1, m), until its error is within the bound; return whether it is near."""
+    """Add annealed samples of one image, (1, m), until its error is within the bound.
+
+    Returns:
+        Whether the first of them say that walks of this length come near enough for more to be of use.
+    """
     generator, at_once = torch.Generator().manual_seed((seed + APART) % 2**32), max(1, PIXELS // model.columns)
     row, before = torch.arange(1), 0
     for k in looks(max(WALKS, samples), WALKS):
@@ -254,7 +257,8 @@ def _walked(
                 for part in torch.arange(WALKS).split(at_once)
             )
             seen.add(row, torch.cat(list(parts)).cpu())
-        if before == 0 and steps < WALK_STEPS[-1] and float(seen.effective()) < NEAR * k:
+        last, effective = steps == WALK_STEPS[-1], float(seen.effective())
+        if before == 0 and effective < (RELIABLE_SAMPLES if last else NEAR * k):
             return False
         if bool(_within(seen, bound)):
             break

@@ -152,3 +152,13 @@ def test_large_images_take_fewer_walks_at_once(ladder, monkeypatch):
     parts = log_likelihoods(ladder, x, mc_se=0.3, max_k=64)
     assert (parts.value != whole.value).all(), "other noise"
     assert (abs(parts.value - whole.value) < 4 * (parts.mc_se + whole.mc_se)).all()
+
+
+def test_an_image_that_no_walk_comes_near_is_given_up(ladder, monkeypatch):
+    """A usual one gets all the walks that it may have, for an error that these do not reach."""
+    monkeypatch.setattr(adaptive, "WALK_STEPS", (16, 32))
+    noise = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0)).float()
+    found = log_likelihoods(ladder, torch.cat([noise, levels(1)]), mc_se=0.01, max_k=192)
+    assert found.k.tolist() == [adaptive.WALKS, adaptive.WALKED * 192 // 16 // 32 * 32]
+    assert not found.reached.any()
+    assert found.mc_se[0] > 1
