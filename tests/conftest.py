@@ -13,6 +13,10 @@ import pytest
 import torch
 
 from anomaly_vae import Detector, ImageConfig, TrainConfig, fit_detector
+from anomaly_vae.data.schema import Column
+from anomaly_vae.models.likelihoods import NOISE_FLOOR
+from anomaly_vae.models.linear import ProbabilisticPCA
+from anomaly_vae.models.vae import VAE
 
 
 def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:
@@ -40,6 +44,30 @@ def low_rank_rows(n: int, columns: int, *, rank: int, noise: float) -> torch.Ten
     mix = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
     z = torch.randn(n, rank, generator=generator, dtype=torch.float64)
     return z @ mix + noise * torch.randn(n, columns, generator=generator, dtype=torch.float64)
+
+
+def linear_vae(exact: ProbabilisticPCA, *, slope: float = 1.0, wider: float = 0.0) -> VAE:
+    """Probabilistic PCA (with orthogonal loadings) as a VAE with the exact posterior, float64, in eval mode.
+
+    Args:
+        exact: What it describes.
+        slope: What the posterior means' slopes are multiplied by, to put them off.
+        wider: What is added to the posterior's log standard deviations.
+    """
+    m, latent = exact.loadings.shape
+    columns = [Column(name=f"x{j}", kind="continuous", dtype="float64") for j in range(m)]
+    model = VAE(columns, TrainConfig(hidden=(), latent=latent, continuous="gaussian")).double().eval()
+    precision = exact.loadings.square().sum(0) + exact.variance
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.decoder.linear.weight[:m] = exact.loadings
+        model.decoder.linear.bias[:m] = exact.mean
+        model.encoder.linear.weight[:latent, :m] = slope * (exact.loadings / precision).T
+        model.encoder.linear.bias[:latent] = -exact.mean @ exact.loadings / precision
+        model.encoder.linear.bias[latent : 2 * latent] = 0.5 * (exact.variance / precision).log() + wider
+        model.likelihood.heads["gaussian"].noise_log.fill_(float((exact.variance.sqrt() - NOISE_FLOOR).log()))
+    return model
 
 
 @pytest.fixture(scope="session", autouse=True)

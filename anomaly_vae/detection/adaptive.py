@@ -250,7 +250,7 @@ def _walked(
     """
     generator, at_once = torch.Generator().manual_seed((seed + APART) % 2**32), max(1, PIXELS // model.columns)
     row, before = torch.arange(1), 0
-    for k in looks(max(WALKS, samples), WALKS):
+    for k in looks(samples, WALKS):
         for _ in range(before, k, WALKS):
             parts = (
                 annealed(model, x, samples=len(part), steps=steps, generator=generator)

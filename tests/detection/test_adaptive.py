@@ -9,20 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from anomaly_vae import Detector, TrainConfig
-from anomaly_vae.data.schema import Column
+from anomaly_vae import Detector
 from anomaly_vae.detection import adaptive
 from anomaly_vae.detection.adaptive import RunningWeights, log_likelihoods, looks
 from anomaly_vae.detection.detector import LIKELIHOOD_COLUMNS, SCORE_COLUMNS
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.models import bounds
-from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.refinement import refined
 from anomaly_vae.models.vae import VAE
-from tests.conftest import low_rank_rows
-
-LINEAR = TrainConfig(hidden=(), latent=2, continuous="gaussian")
+from tests.conftest import linear_vae, low_rank_rows
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +30,7 @@ def rows() -> torch.Tensor:
 def pair(rows: torch.Tensor) -> tuple[VAE, ProbabilisticPCA]:
     """Probabilistic PCA as a VAE whose posterior is off centre and too wide, so that weights are uneven."""
     exact = ProbabilisticPCA.fit(rows, latent=2)
-    model = VAE([Column(name=f"x{j}", kind="continuous", dtype="float64") for j in range(5)], LINEAR).double().eval()
-    precision = exact.loadings.square().sum(0) + exact.variance
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.decoder.linear.weight[:5] = exact.loadings
-        model.decoder.linear.bias[:5] = exact.mean
-        model.encoder.linear.weight[:2, :5] = 0.9 * (exact.loadings / precision).T
-        model.encoder.linear.bias[:2] = -exact.mean @ exact.loadings / precision
-        model.encoder.linear.bias[2:4] = 0.5 * (exact.variance / precision).log() + 0.3
-        model.likelihood.heads["gaussian"].noise_log.fill_(float((exact.variance.sqrt() - NOISE_FLOOR).log()))
-    return model.requires_grad_(False), exact
+    return linear_vae(exact, slope=0.9, wider=0.3).requires_grad_(False), exact
 
 
 @pytest.mark.parametrize("mc_se", [0.1, 0.03])

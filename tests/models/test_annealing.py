@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 
-from anomaly_vae import ImageConfig, TrainConfig, fit_detector
-from anomaly_vae.data.schema import Column
+from anomaly_vae import ImageConfig, fit_detector
 from anomaly_vae.detection import adaptive
 from anomaly_vae.detection.adaptive import log_likelihoods
 from anomaly_vae.models import annealing, bounds
@@ -17,10 +16,9 @@ from anomaly_vae.models.annealing import annealed
 from anomaly_vae.models.conditional import with_classes
 from anomaly_vae.models.family import image_model
 from anomaly_vae.models.ladder import LadderVAE
-from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.vae import VAE
-from tests.conftest import digit_images, low_rank_rows
+from tests.conftest import digit_images, linear_vae, low_rank_rows
 
 LADDER = ImageConfig(model="ladder", latent=4, channels=8, blocks=1, steps=150, batch_size=64, k=4, device="cpu")
 
@@ -30,19 +28,7 @@ def linear() -> tuple[VAE, ProbabilisticPCA, torch.Tensor]:
     """Probabilistic PCA as a VAE whose encoder is off: means too small, scales too wide."""
     rows = low_rank_rows(200, 5, rank=3, noise=0.4)
     exact = ProbabilisticPCA.fit(rows, latent=3)
-    config = TrainConfig(hidden=(), latent=3, continuous="gaussian")
-    model = VAE([Column(name=f"x{j}", kind="continuous", dtype="float64") for j in range(5)], config).double().eval()
-    precision = exact.loadings.square().sum(0) + exact.variance
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.decoder.linear.weight[:5] = exact.loadings
-        model.decoder.linear.bias[:5] = exact.mean
-        model.encoder.linear.weight[:3, :5] = 0.8 * (exact.loadings / precision).T
-        model.encoder.linear.bias[:3] = -exact.mean @ exact.loadings / precision
-        model.encoder.linear.bias[3:6] = 0.5 * (exact.variance / precision).log() + 0.7
-        model.likelihood.heads["gaussian"].noise_log.fill_(float((exact.variance.sqrt() - NOISE_FLOOR).log()))
-    return model.requires_grad_(False), exact, rows[:12]
+    return linear_vae(exact, slope=0.8, wider=0.7).requires_grad_(False), exact, rows[:12]
 
 
 @pytest.fixture(scope="module")

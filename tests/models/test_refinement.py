@@ -8,16 +8,14 @@ import math
 import pytest
 import torch
 
-from anomaly_vae import ImageConfig, TrainConfig
-from anomaly_vae.data.schema import Column
+from anomaly_vae import ImageConfig
 from anomaly_vae.models import bounds, refinement
 from anomaly_vae.models.family import image_model
 from anomaly_vae.models.fused import Rows
-from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.refinement import GROUP, refined, refines
 from anomaly_vae.models.vae import VAE
-from tests.conftest import digit_images, low_rank_rows
+from tests.conftest import digit_images, linear_vae, low_rank_rows
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +25,11 @@ def linear() -> tuple[VAE, ProbabilisticPCA, torch.Tensor]:
     exact = ProbabilisticPCA.fit(rows, latent=3)
     mixed = torch.tensor([[1.0, 0.6, 0.0], [0.0, 0.8, -0.6], [0.0, 0.0, 0.8]], dtype=torch.float64)
     exact = dataclasses.replace(exact, loadings=exact.loadings @ torch.linalg.qr(mixed)[0])
-    config = TrainConfig(hidden=(), latent=3, continuous="gaussian")
-    model = VAE([Column(name=f"x{j}", kind="continuous", dtype="float64") for j in range(5)], config).double().eval()
+    model = linear_vae(exact)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in model.encoder.parameters():
             parameter.zero_()
-        model.decoder.linear.weight[:5] = exact.loadings
-        model.decoder.linear.bias[:5] = exact.mean
         model.encoder.linear.bias[3:6] = math.log(0.4)
-        model.likelihood.heads["gaussian"].noise_log.fill_(float((exact.variance.sqrt() - NOISE_FLOOR).log()))
     return model.requires_grad_(False), exact, rows[:40]
 
 

@@ -9,12 +9,11 @@ import torch
 from scipy.linalg import subspace_angles
 
 from anomaly_vae import TrainConfig, fit_detector, training
-from anomaly_vae.data.schema import Column, Schema
+from anomaly_vae.data.schema import Schema
 from anomaly_vae.detection.scores import score_rows, split_scores
-from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.vae import VAE, active_units
-from tests.conftest import low_rank_rows
+from tests.conftest import linear_vae, low_rank_rows
 
 LINEAR = TrainConfig(hidden=(), latent=2, input_noise=0.0, hide=0.0, warmup=0.0, continuous="gaussian")
 
@@ -28,19 +27,7 @@ def rows() -> torch.Tensor:
 def pair(rows) -> tuple[VAE, ProbabilisticPCA]:
     """A linear VAE that was given probabilistic PCA's loadings and exact posterior, in float64."""
     exact = ProbabilisticPCA.fit(rows, latent=2)
-    columns = [Column(name=f"x{j}", kind="continuous", dtype="float64") for j in range(5)]
-    model = VAE(columns, LINEAR).double().eval()
-    precision = exact.loadings.square().sum(0) + exact.variance
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.decoder.linear.weight[:5] = exact.loadings
-        model.decoder.linear.bias[:5] = exact.mean
-        model.encoder.linear.weight[:2, :5] = (exact.loadings / precision).T
-        model.encoder.linear.bias[:2] = -exact.mean @ exact.loadings / precision
-        model.encoder.linear.bias[2:4] = 0.5 * (exact.variance / precision).log()
-        model.likelihood.heads["gaussian"].noise_log.fill_(float((exact.variance.sqrt() - NOISE_FLOOR).log()))
-    return model, exact
+    return linear_vae(exact), exact
 
 
 @pytest.mark.parametrize("kind", ["elbo", "likelihood"])
