@@ -41,6 +41,9 @@ FEW_ROWS = 64
 """So many rows at most are computed in a group of so many."""
 LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
 """Samples computed at once."""
+LANES = 64
+REDUCED_ROWS = 64 * LANES
+"""Rows whose errors are stated at once, in full vectors of `LANES`, so that a row has the same bits anywhere."""
 FEWEST_GROUPS = 2
 """Groups of rows for which a further thread is started."""
 RELIABLE_SAMPLES = 5.0
@@ -49,66 +52,60 @@ RELIABLE_SAMPLES = 5.0
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """How log weights become a score.
+    """How log densities become a score.
 
     Attributes:
-        bound: The log density estimate, from log p(x|z) (k, n) and log weights (k, n), shape (n,).
-        weights: Log of each sample's weight in the estimate, normalised over k, shape (k, n).
-        error: Its standard error, (n,).
-        weighted: Whether samples have unequal weights, so that an effective sample size means something.
+        bound: What it estimates: "elbo", a mean, or "likelihood", the log of a mean (`bounds`).
+        latent: Whether of the log weights; else of log p(x|z).
         accompanied: Whether the model's companions have their share in the score.
     """
 
-    bound: Callable[[Tensor, Tensor], Tensor]
-    weights: Callable[[Tensor], Tensor]
-    error: Callable[[Tensor, Tensor], Tensor]
-    weighted: bool
+    bound: str
+    latent: bool = True
     accompanied: bool = False
 
+    @property
+    def weighted(self) -> bool:
+        """Whether samples have unequal weights, so that an effective sample size means something."""
+        return self.bound == "likelihood"
+
+    def weights(self, log_w: Tensor) -> Tensor:
+        """Return the log of each sample's weight in the estimate, normalised over k, (k, n)."""
+        return torch.log_softmax(log_w, 0) if self.weighted else torch.full_like(log_w, -math.log(len(log_w)))
+
+    def numbers(self, k: int) -> int:
+        """Return how many numbers `reduced` makes of a row's samples."""
+        return 1 if k == 1 else 1 + len(bounds.WeightMoments._fields) if self.weighted else 2
+
     def reduced(self, log_px: Tensor, log_w: Tensor) -> Tensor:
-        """Return score, standard error and effective sample size of log densities (k, n), see `Scores`, (3, n)."""
-        k = len(log_w)
-        out = torch.full((3, log_w.shape[1]), torch.nan, dtype=torch.float64, device=log_w.device)
-        out[0] = -self.bound(log_px, log_w)
-        if k > 1:
-            # neither depends on a row's level, without which float32 has digits to spare and a faster exponential
-            px, w = ((part - part.amax(0)).float() for part in (log_px, log_w))
-            out[1] = self.error(px, w)
-            if self.weighted:
-                out[2] = bounds.effective_sample_size(w)
+        """Return what `scores` makes a score of, (r, n), from log densities (k, n), float64: the score comes first."""
+        terms = log_w if self.latent else log_px
+        value = -(bounds.importance_weighted_bound(terms) if self.weighted else bounds.elbo(terms))
+        if len(terms) == 1:
+            return value[None]
+        # the rest does not depend on a row's level, without which float32 has digits to spare and a faster exponential
+        terms = (terms - terms.amax(0)).float()
+        rest = bounds.weight_moments(terms) if self.weighted else (bounds.monte_carlo_error(terms, self.bound),)
+        return torch.stack([value, *(part.double() for part in rest)])
+
+    def scores(self, reduced: Tensor, k: int) -> Tensor:
+        """Return score, standard error and effective sample size (3, n), see `Scores`, of what is `reduced`, (r, n)."""
+        value, *rest = reduced
+        out = torch.full((3, len(value)), torch.nan, dtype=torch.float64)
+        out[0] = value
+        if self.weighted and rest:
+            moments = bounds.WeightMoments(*rest)
+            out[1], out[2] = moments.error(k), moments.effective
+        elif rest:
+            out[1] = rest[0]
         return out
 
 
-def _equal(log_weights: Tensor) -> Tensor:
-    return torch.full_like(log_weights, -math.log(log_weights.shape[0]))
-
-
 SCORES: dict[str, ScoreKind] = {
-    "ensemble": ScoreKind(
-        bound=lambda log_px, w: bounds.elbo(w),
-        weights=_equal,
-        error=lambda log_px, w: bounds.monte_carlo_error(w, "elbo"),
-        weighted=False,
-        accompanied=True,
-    ),
-    "likelihood": ScoreKind(
-        bound=lambda log_px, w: bounds.importance_weighted_bound(w),
-        weights=lambda w: torch.log_softmax(w, 0),
-        error=lambda log_px, w: bounds.monte_carlo_error(w, "likelihood"),
-        weighted=True,
-    ),
-    "elbo": ScoreKind(
-        bound=lambda log_px, w: bounds.elbo(w),
-        weights=_equal,
-        error=lambda log_px, w: bounds.monte_carlo_error(w, "elbo"),
-        weighted=False,
-    ),
-    "reconstruction": ScoreKind(
-        bound=lambda log_px, w: log_px.mean(0),
-        weights=_equal,
-        error=lambda log_px, w: bounds.monte_carlo_error(log_px, "elbo"),
-        weighted=False,
-    ),
+    "ensemble": ScoreKind("elbo", accompanied=True),
+    "likelihood": ScoreKind("likelihood"),
+    "elbo": ScoreKind("elbo"),
+    "reconstruction": ScoreKind("elbo", latent=False),
 }
 """Scores by name: minus the mean of the ensemble, minus the ELBO and minus log p(x) of the autoencoder (the latter by
 importance sampling), minus the expected log p(x|z).
@@ -235,21 +232,25 @@ def _few_are_as_many(fused: FusedVAE, noise: Tensor, reduction: ScoreKind) -> bo
     return torch.equal(few, scored(x, len(x)))
 
 
-def _blocks(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows and samples to compute at once, so that memory does not grow with k; only padding is left out."""
-    k = len(noise)
-    rows = _step(k) if len(group.x) <= FEW_ROWS else block_rows(k, group.x.shape[1], fused.precision)
-    for start in range(0, kept, rows):
-        for first in range(0, len(noise), LARGEST_CHUNK):
-            yield slice(start, start + rows), slice(first, min(first + LARGEST_CHUNK, len(noise)))
+def _blocks(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice, Rows, Tensor]]:
+    """Yield which rows and samples to compute at once, and these, so that memory does not grow with k.
+
+    All samples of some rows come before the next rows; only padding is left out.
+    """
+    k, chunks = len(noise), noise.split(LARGEST_CHUNK)
+    height = _step(k) if len(group.x) <= FEW_ROWS else block_rows(k, group.x.shape[1], fused.precision)
+    for i, part in enumerate(group.split(height)[: -(-kept // height)]):
+        for j, chunk in enumerate(chunks):
+            first = j * LARGEST_CHUNK
+            yield slice(i * height, i * height + len(part.x)), slice(first, first + len(chunk)), part, chunk
 
 
 def _log_densities(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return log p(x|z) and the log weights of a group, each (k, rows), float64; zeros for blocks of padding."""
     shape = (len(noise), len(group.x))
     log_px, log_w = (torch.zeros(shape, dtype=torch.float64, device=group.x.device) for _ in range(2))
-    for rows, samples in _blocks(fused, group, kept, noise):
-        log_px[samples, rows], log_w[samples, rows] = fused.log_densities(group.part(rows), noise[samples])
+    for rows, samples, part, drawn in _blocks(fused, group, kept, noise):
+        log_px[samples, rows], log_w[samples, rows] = fused.log_densities(part, drawn)
     return log_px, log_w
 
 
@@ -296,11 +297,11 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
     """
     reduction, k = SCORES[kind], len(noise)
     make = _scorer_of(model, reduction)
-    found = torch.empty(3, len(x), dtype=torch.float64)
+    reduced = torch.zeros(reduction.numbers(k), -(-len(x) // LANES) * LANES, dtype=torch.float64)
 
     def score(rows: slice, fused: Scorer, group: Rows) -> None:
         n = rows.stop - rows.start
-        found[:, rows] = reduction.reduced(*_log_densities(fused, group, n, noise))[:, :n].cpu()
+        reduced[:, rows] = reduction.reduced(*_log_densities(fused, group, n, noise))[:, :n].cpu()
 
     if kept is None:
         _each_group(model, x, k, score, scorer=make)
@@ -308,7 +309,8 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
         asked = partial(_few_are_as_many, noise=noise, reduction=reduction)
         few: Callable[[FusedVAE], bool] = lambda fused: kept.known((k, kind), partial(asked, fused))  # noqa: E731
         _each_group(model, x, k, score, scorer=partial(kept.scorer, kind, make), few=few)
-    value, error, ess = found
+    scores = [reduction.scores(part, k) for part in reduced.split(REDUCED_ROWS, 1)]
+    value, error, ess = torch.cat(scores, 1)[:, : len(x)]
     if accompanies(model, reduction):
         value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x)
         error = model.share * error
@@ -339,8 +341,8 @@ def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelih
         log_px, log_w = _log_densities(fused, group, kept.stop, noise)
         a = reduction.weights(log_w).exp()
         parts = torch.zeros(group.x.shape, dtype=torch.float64, device=group.x.device)
-        for some, samples in _blocks(fused, group, kept.stop, noise):
-            parts[some] -= (a[samples, some, None] * fused.log_px(group.part(some), noise[samples]).double()).sum(0)
+        for some, samples, part, drawn in _blocks(fused, group, kept.stop, noise):
+            parts[some] -= (a[samples, some, None] * fused.log_px(part, drawn).double()).sum(0)
         columns[rows] = parts[kept].cpu()
         if kind != "reconstruction":
             rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
@@ -380,9 +382,9 @@ def expected_cells(model: Model, x: Tensor, column: Tensor, *, noise: Tensor) ->
         kept = rows.stop - rows.start
         a = torch.log_softmax(_log_densities(fused, group, kept, noise)[1], 0).exp()
         cells = torch.zeros(a.shape, device=a.device)
-        for some, samples in _blocks(fused, group, kept, noise):
+        for some, samples, part, drawn in _blocks(fused, group, kept, noise):
             wanted = column[rows][some]
-            decoded = model.reconstruct(fused.codes(group.part(some), noise[samples]))[:, : len(wanted)]
+            decoded = model.reconstruct(fused.codes(part, drawn))[:, : len(wanted)]
             index = wanted[None, :, None].expand(len(decoded), -1, 1)
             cells[samples, some.start : some.start + len(wanted)] = decoded.gather(-1, index)[..., 0]
         a, cells = a[:, :kept], cells[:, :kept]

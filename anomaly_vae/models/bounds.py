@@ -171,16 +171,48 @@ def monte_carlo_error(log_weights: Tensor, bound: str) -> Tensor:
     if k == 1:
         return torch.full_like(log_weights[0], torch.nan)
     if bound == "elbo":
-        return log_weights.std(0) / math.sqrt(k)
+        return _deviation(log_weights) / math.sqrt(k)
+    return weight_moments(log_weights).error(k)
+
+
+class WeightMoments(NamedTuple):
+    """What the stated error of a likelihood is made of, see `rare_weights.stated_error`; each (n,).
+
+    Attributes:
+        delta: The delta method's standard error of the log of the mean weight, nats.
+        effective: Effective sample size.
+        spread: Standard deviation of the log weights, nats.
+        skewness: Their skewness; NaN where they do not vary.
+    """
+
+    delta: Tensor
+    effective: Tensor
+    spread: Tensor
+    skewness: Tensor
+
+    def error(self, k: int) -> Tensor:
+        """Return the standard error of the log of the mean of k weights, (n,)."""
+        return stated_error(*self, k)
+
+
+def weight_moments(log_weights: Tensor) -> WeightMoments:
+    """Return the moments of each row's log weights (k, n), k > 1."""
     v = (log_weights - log_weights.amax(0)).exp()
-    delta = v.std(0) / (v.mean(0) * math.sqrt(k))
+    delta = _deviation(v) / (v.mean(0) * math.sqrt(len(v)))
     apart = log_weights - log_weights.mean(0)
     spread = apart.square().mean(0).sqrt()
-    effective = v.sum(0).square() / v.square().sum(0)
-    return stated_error(delta, effective, spread, apart.pow(3).mean(0) / spread.pow(3), k)
+    return WeightMoments(delta, _effective(v), spread, apart.pow(3).mean(0) / spread.pow(3))
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     r"""Return Kish's effective sample size :math:`(\sum v)^2 / \sum v^2` of each row's weights, (n,), from 1 to k."""
-    v = (log_weights - log_weights.amax(0)).exp()
-    return v.sum(0).square() / v.square().sum(0)
+    return _effective((log_weights - log_weights.amax(0)).exp())
+
+
+def _effective(weights: Tensor) -> Tensor:
+    return weights.sum(0).square() / weights.square().sum(0)
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """Return the standard deviations of columns (k, n), (n,): `x.std(0)`, which takes ten times as long."""
+    return ((x - x.mean(0)).square().sum(0) / (len(x) - 1)).sqrt()

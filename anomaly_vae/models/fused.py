@@ -156,6 +156,13 @@ class Rows:
         values = (getattr(self, f.name) for f in fields(self))
         return Rows(*(v if v is None else v.part(rows) if isinstance(v, Rows) else v[rows] for v in values))  # type: ignore[arg-type]
 
+    def split(self, height: int) -> list[Rows]:
+        """Return all rows in parts of a height, the last of what is left."""
+        n = -(-len(self.x) // height)
+        values = (getattr(self, f.name) for f in fields(self))
+        parts = ([None] * n if v is None else v.split(height) for v in values)
+        return [Rows(*part) for part in zip(*parts, strict=True)]
+
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
         """Return the rows of all parts, in order."""
@@ -176,7 +183,7 @@ class Scorer(Protocol):
         """Return rows (n, m) with their posteriors."""
 
     def log_densities(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x|z) and the log weights, each (k, n), at the samples that the noise (k, l) picks."""
+        """Return log p(x|z) and the log weights, each (k, n) and new, at the samples that the noise (k, l) picks."""
 
     def log_px(self, rows: Rows, noise: Tensor) -> Tensor:
         """Return log p(x_c|z) of each column, (k, n, m)."""

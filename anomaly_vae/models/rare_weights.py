@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,12 +111,9 @@ def usual_effective(spread: Tensor, k: int | Tensor) -> Tensor:
         spread: Standard deviations of the log weights, (n,), nats.
         k: Samples, of all rows or of each, (n,).
     """
-    table, levels, spreads = (
-        torch.tensor(part, dtype=spread.dtype, device=spread.device)
-        for part in (EFFECTIVE, [math.log(k) for k in SAMPLES], SPREADS)
-    )
-    log_k = torch.as_tensor(k, device=spread.device).to(spread.dtype).log().expand_as(spread)
-    return _interpolated(table.log(), [_place(log_k, levels), _place(spread.clamp(max=SPREADS[-1]), spreads)]).exp()
+    tables = _tables(spread.dtype, spread.device)
+    places = [_place(_log(k, spread), tables.levels), _place(spread.clamp(max=SPREADS[-1]), tables.spreads)]
+    return _interpolated(tables.log_effective, places).exp()
 
 
 def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
@@ -129,31 +127,54 @@ def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
         skewness: Their skewness, (n,), of which `DOUBTED` is not believed; NaN where they do not vary.
         k: Samples, of all rows or of each, (n,).
     """
-    table, skewnesses, levels, spreads = (
-        torch.tensor(part, dtype=spread.dtype, device=spread.device)
-        for part in (ROOT_MEAN_SQUARES, SKEWNESSES, [math.log(k) for k in SAMPLES], SPREADS)
-    )
-    log_k = torch.as_tensor(k, device=spread.device).to(spread.dtype).log().expand_as(spread)
+    tables = _tables(spread.dtype, spread.device)
     places = [
-        _place((-skewness.nan_to_num(0.0) - DOUBTED).clamp(max=SKEWNESSES[-1]), skewnesses),
-        _place(log_k, levels),
-        _place(spread.clamp(max=SPREADS[-1]), spreads),
+        _place((-skewness.nan_to_num(0.0) - DOUBTED).clamp(max=SKEWNESSES[-1]), tables.skewnesses),
+        _place(_log(k, spread), tables.levels),
+        _place(spread.clamp(max=SPREADS[-1]), tables.spreads),
     ]
-    return spread * _interpolated((table / spreads).log(), places).exp()
+    return spread * _interpolated(tables.log_ratios, places).exp()
 
 
-def _interpolated(table: Tensor, places: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return a table's entries at `_place`s along each of its axes, linear between them."""
-    found = torch.zeros_like(places[0][1])
-    for corner in product((0, 1), repeat=len(places)):
-        share = torch.ones_like(found)
-        for upper, (_, along) in zip(corner, places, strict=True):
-            share = share * (along if upper else 1 - along)
-        found = found + share * table[tuple(below + upper for upper, (below, _) in zip(corner, places, strict=True))]
-    return found
+class _Tables(NamedTuple):
+    """Both tables on a log scale, the second as ratios of error to spread, and the values along their axes."""
+
+    log_effective: Tensor
+    log_ratios: Tensor
+    skewnesses: Tensor
+    levels: Tensor
+    spreads: Tensor
+
+
+@lru_cache
+@torch.inference_mode(False)
+def _tables(dtype: torch.dtype, device: torch.device) -> _Tables:
+    def tensor(values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    spreads, levels = tensor(SPREADS), tensor([math.log(k) for k in SAMPLES])
+    ratios = tensor(ROOT_MEAN_SQUARES) / spreads
+    return _Tables(tensor(EFFECTIVE).log(), ratios.log(), tensor(SKEWNESSES), levels, spreads)
+
+
+def _log(k: int | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(k, device=like.device).to(like.dtype).log()
+
+
+def _interpolated(table: Tensor, places: Sequence[tuple[Tensor, Tensor]], entry: int | Tensor = 0) -> Tensor:
+    """Return a table's entries at `_place`s along its axes, linear between them; `entry` is where the table begins."""
+    (below, along), *rest = places
+    stride = table.stride(-len(places))
+    lower, upper = entry + stride * below, entry + stride * (below + 1)
+    if rest:
+        ends = _interpolated(table, rest, lower), _interpolated(table, rest, upper)
+    else:
+        ends = table.take(lower), table.take(upper)
+    return torch.lerp(*ends, along)
 
 
 def _place(value: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Return the grid's entry below each value, and how far the value is on the way to the next, 0 before the first."""
     below = (torch.bucketize(value.contiguous(), grid, right=True) - 1).clamp(0, len(grid) - 2)
-    return below, ((value - grid[below]) / (grid[below + 1] - grid[below])).clamp(min=0.0)
+    start = grid.take(below)
+    return below, ((value - start) / (grid.take(below + 1) - start)).clamp(min=0.0)

@@ -18,6 +18,7 @@ from anomaly_vae.detection.detector import SCORE_COLUMNS
 from anomaly_vae.detection.kept import Kept
 from anomaly_vae.detection.scores import (
     FEW_ROWS,
+    REDUCED_ROWS,
     SCORES,
     block_rows,
     expected_cells,
@@ -44,6 +45,18 @@ def test_a_row_scores_the_same_bits_in_any_company(detector, fresh_rows, k, kind
         np.testing.assert_array_equal(whole, np.concatenate(parts))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(whole[order], score_rows(detector.model, x[order], noise=noise, kind=kind).value)
+
+
+def test_an_error_has_the_same_bits_in_any_company(detector, fresh_rows):
+    x, noise = detector.encode(fresh_rows), detector._noise(4)
+    many = x.repeat(REDUCED_ROWS // len(x) + 1, 1)
+    assert len(many) % 64, "the last rows must be filled up"
+    whole = score_rows(detector.model, many, noise=noise, kind="likelihood")
+    for start, size in ((0, 1), (7, 9), (REDUCED_ROWS - 3, 5), (len(many) - 1, 1)):
+        rows = slice(start, start + size)
+        part = score_rows(detector.model, many[rows], noise=noise, kind="likelihood")
+        np.testing.assert_array_equal(part.mc_se, whole.mc_se[rows])
+        np.testing.assert_array_equal(part.ess, whole.ess[rows])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

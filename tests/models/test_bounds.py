@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from scipy.stats import skew
 from sklearn.decomposition import PCA
 
 from anomaly_vae.errors import ShapeError
@@ -107,6 +108,16 @@ def test_the_stated_error_is_the_spread_over_repetitions(rows, model, bound):
     stated = torch.stack([bounds.monte_carlo_error(group, bound) for group in w])
     ratio = stated.square().mean(0).sqrt() / estimates.std(0)
     assert ratio.mean().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_errors_are_the_textbook_ones(rows, model):
+    w = bounds.terms(WorsePosterior(model), rows, draws(16)).log_weights
+    torch.testing.assert_close(bounds.monte_carlo_error(w, "elbo"), w.std(0) / 4)
+    found, v = bounds.weight_moments(w), (w - w.amax(0)).exp()
+    torch.testing.assert_close(found.delta, v.std(0) / (4 * v.mean(0)))
+    torch.testing.assert_close(found.effective, bounds.effective_sample_size(w))
+    torch.testing.assert_close(found.spread, w.std(0, correction=0))
+    torch.testing.assert_close(found.skewness, torch.from_numpy(skew(w.numpy())))
 
 
 def test_one_sample_has_no_error(rows, model):
