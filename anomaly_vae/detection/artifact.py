@@ -7,8 +7,9 @@ model.safetensors weights, calibration scores, noise, what missing cells are cha
 golden.json       rows drawn from the model, with their scores; images as PNG in base64
 ================  ==========================================================================================
 
-Nothing in it is executable and no training row is in it. Format version 5; version 4, without a second autoencoder,
-version 3, without counts of the training rows, version 2, of tables alone, and version 1, without companions, are read.
+Nothing in it is executable and no training row is in it. Format version 6; version 5, without a weight of
+marginals, version 4, without a second autoencoder, version 3, without counts of the training rows, version 2, of tables
+alone, and version 1, without companions, are read.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from .statistics import StatisticsDensity
 if TYPE_CHECKING:
     from .detector import Detector
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 GOLDEN_ROWS = 8
 MOST_GOLDEN_ROWS = 1024
 LARGEST_JSON = 64 << 20
@@ -60,6 +61,7 @@ LATER_SETTINGS: dict[str, Any] = {
     "charge_missing": False,
     "companions": [],
     "class_power": 1.0,
+    "marginal_weight": 0.0,
     "second_beta": 0.0,
     "score_beta": 1.0,
     "autoencoder_share": 2 / 3,

@@ -110,9 +110,10 @@ SCORES: dict[str, ScoreKind] = {
 """Scores by name: minus the mean of the ensemble, minus the ELBO and minus log p(x) of the autoencoder (the latter by
 importance sampling), minus the expected log p(x|z).
 
-The mean is of the terms of the ensemble's autoencoders (`FusedEnsemble`), with weight a, and of its companions'
-log p(x). With whole KL terms it is the bound on the log density of a mixture: with probability a a row is one of the
-autoencoders', else one of the companions', which is one more latent variable, with its prior for its posterior.
+The mean is of the terms of the ensemble's autoencoders (`FusedEnsemble`), with weight a, and of its companions' term
+(`models.together`). With whole KL terms, and marginals not taken off, it is the bound on the log density of a mixture:
+with probability a a row is one of the autoencoders', else one of the companions', which is one more latent variable,
+with its prior for its posterior.
 
 The last is a reconstruction error in nats. It is not a likelihood: it leaves out how probable the code is.
 """
@@ -312,7 +313,7 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
     scores = [reduction.scores(part, k) for part in reduced.split(REDUCED_ROWS, 1)]
     value, error, ess = torch.cat(scores, 1)[:, : len(x)]
     if accompanies(model, reduction):
-        value = model.share * value - (1.0 - model.share) * model.companions_log_prob(x)
+        value = model.share * value - (1.0 - model.share) * model.companions_term(x)
         error = model.share * error
     return Scores(value.numpy(), error.numpy(), ess.numpy())
 

@@ -171,6 +171,24 @@ class ClassMixture(nn.Module):
             remainder[rows] = (-log_density - part.sum(1))[kept]
         return parts, remainder
 
+    @torch.no_grad()
+    def marginals(self, x: Tensor) -> Tensor:
+        """Return log p(x_c) of each column by itself, nats, (n, m), float64, 0 where missing, of encoded rows."""
+        out = torch.zeros(x.shape, dtype=WIDE)
+        for rows, block in self._blocks(x):
+            found = torch.zeros(block.shape, dtype=WIDE)
+            if self.joint:
+                cells, log_slope = self.seen(block)
+                variances = self.covariances.diagonal(dim1=-2, dim2=-1)[:, None]
+                off = (cells - self.means[:, None]).square() / variances
+                of_class = -0.5 * (off + variances.log()) - HALF_LOG_2PI
+                found[:, self.joint] = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0) + log_slope
+            if self.single:
+                of_class = self._single_log_density(block)
+                found[:, self.single] = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0)
+            out[rows] = found.masked_fill(block.isnan(), 0.0)[: rows.stop - rows.start]
+        return out
+
     def _blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         with threads_worth(0):
             for start in range(0, len(x), BLOCK):

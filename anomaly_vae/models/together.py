@@ -1,13 +1,21 @@
-"""Several latent class mixtures of the same columns, evaluated as one: their mean log density.
+r"""Several latent class mixtures of the same columns, evaluated as one: their term of a score.
+
+.. math:: \frac1F \sum_f \log p_f(x) - \lambda \sum_c \log p_g(x_c)
+
+The second part takes a share off what columns say by themselves, as one of the mixtures, g, has it: what they say of
+each other counts for more. It is a likelihood ratio to a background, the columns as if they were independent.
 
 A block of few rows costs little arithmetic and many calls; made once for all classes of all mixtures, instead of for
-each mixture, they are a fraction. `ClassMixture.log_prob` is the plain form, and the tests' oracle.
+each mixture, they are a fraction. `ClassMixture.log_prob` and `marginals` are the plain form, and the tests' oracle.
 
 Mixtures on one scale share what they see of a row. Whitening matrices of all classes of a scale lie one below another,
 so that one product serves them all, with rows side by side: what follows adds up along whole vectors. What a category
 or a small count costs in each class is looked up in a table.
 
-Shapes: n rows of a block, C mixtures, K their classes together, c continuous columns.
+Shapes: n rows of a block, F mixtures, K their classes together, c continuous columns.
+
+References:
+    Ren et al. (2019), Likelihood Ratios for Out-of-Distribution Detection, arXiv:1906.02845.
 """
 
 from __future__ import annotations
@@ -43,7 +51,8 @@ class Together:
     """Mixtures laid out for evaluation; a copy, which later changes of theirs do not reach.
 
     Args:
-        mixtures: The mixtures, C of them, of the same columns.
+        mixtures: The mixtures, F of them, of the same columns.
+        marginal_weight: Lambda.
 
     Attributes:
         mixtures: The same, those of one scale and one number of classes side by side.
@@ -51,7 +60,7 @@ class Together:
         block: Rows computed at once; the last block is padded, so that a row's density does not depend on its company.
     """
 
-    def __init__(self, mixtures: Sequence[ClassMixture]) -> None:
+    def __init__(self, mixtures: Sequence[ClassMixture], marginal_weight: float = 0.0) -> None:
         self.scales: list[ClassMixture] = []
         scale_of: dict[ClassMixture, int] = {}
         for m in mixtures:
@@ -69,14 +78,16 @@ class Together:
             self.whitening = [_whitening(some) for some in self.of_scale]
             self.constant = self.constant + torch.cat([m.whitening()[2] for m in self.mixtures])[:, None]
         self.singles: Singles | None = Singles(self.mixtures) if self.single else None
+        self.marginals = Marginals(background(mixtures), self.singles) if marginal_weight else None
+        self.marginal_weight = marginal_weight
         widest = max((len(matrix) for matrix in self.whitening), default=1)
         self.block = max(min(LARGEST_BLOCK, 1 << (BLOCK_CELLS // widest).bit_length() - 1), SMALLEST_BLOCK)
         self.few: bool | None = None
         self.asked = 0
 
     @torch.inference_mode()
-    def mean_log_prob(self, x: Tensor) -> Tensor:
-        """Return the mean of the mixtures' log p(x) of encoded rows (n, m), nats, (n,), float64."""
+    def term(self, x: Tensor) -> Tensor:
+        """Return the mixtures' term of encoded rows (n, m), nats, (n,), float64."""
         out = torch.empty(len(x), dtype=WIDE)
         block = self.block
         if len(x) <= MANY_ROWS and self._few_are_as_many():
@@ -96,7 +107,7 @@ class Together:
         return out
 
     def _filled_up(self, x: Tensor, height: int) -> Tensor:
-        """Return the mean log density of rows, computed in a block of a height."""
+        """Return the term of rows, computed in a block of a height."""
         if len(x) == height:
             return self._block(x)
         return self._block(torch.cat([x, x.new_zeros(height - len(x), x.shape[1])]))[: len(x)]
@@ -115,7 +126,7 @@ class Together:
         return self.few
 
     def _block(self, x: Tensor) -> Tensor:
-        """Return the mean log density of a block, (n,)."""
+        """Return the term of a block, (n,)."""
         joint, total = self.constant.expand(-1, len(x)), x.new_zeros(len(x))
         if self.whitening:
             squares, constant = self._normals(x)
@@ -129,7 +140,10 @@ class Together:
             first += size * count
             for value in torch.logsumexp(classes, 1).unbind():  # added in one order: see `vae`
                 total += value
-        return total / len(self.mixtures)
+        mean = total / len(self.mixtures)
+        if self.marginals is None:
+            return mean
+        return mean.sub_(self.marginals.log_prob(x), alpha=self.marginal_weight)
 
     def _normals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the continuous cells cost.
@@ -161,6 +175,50 @@ def _whitening(mixtures: Sequence[ClassMixture]) -> Tensor:
     return torch.cat([inverse, -means[..., None]], 2).transpose(0, 1).reshape(-1, inverse.shape[1] + 1)
 
 
+def background(mixtures: Sequence[ClassMixture]) -> ClassMixture:
+    """Return the mixture whose marginals are taken for the columns' own densities: the finest, on the plain scale."""
+    return max(mixtures, key=lambda m: (not m.bent, m.classes))
+
+
+class Marginals:
+    """What the columns say by themselves, in one mixture, added up.
+
+    Args:
+        mixture: The mixture, on the plain scale.
+        singles: What all mixtures have of the columns outside C.
+    """
+
+    def __init__(self, mixture: ClassMixture, singles: Singles | None) -> None:
+        variances = mixture.covariances.diagonal(dim1=-2, dim2=-1)
+        self.mixture, self.singles = mixture, singles
+        self.joint = torch.tensor(mixture.joint, dtype=torch.long)
+        self.means, self.precisions = mixture.means[..., None], -0.5 / variances[..., None]
+        constant = mixture.log_weights[:, None] - 0.5 * variances.log() - HALF_LOG_2PI - mixture.log_scale
+        self.constant = constant[..., None]  # (K, c, 1)
+        if singles is not None:
+            of_class = singles.table[:, singles.classes_of(mixture)]
+            self.table = torch.logsumexp(mixture.log_weights + of_class, 1, keepdim=True)
+            self.table[singles.nothing] = 0.0
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the sum of log p(x_c) over the columns of rows (n, m), (n,)."""
+        total = x.new_zeros(len(x))
+        if len(self.joint):
+            cells = x.index_select(1, self.joint).T.contiguous()
+            off = (cells - self.means).square_().mul_(self.precisions).add_(self.constant)
+            total += torch.logsumexp(off, 0).masked_fill(cells.isnan(), 0.0).sum(0)
+        if self.singles is None:
+            return total
+        index, larger = self.singles.looked_up(x)
+        total += F.embedding_bag(index, self.table, mode="sum")[:, 0]
+        if larger is not None:
+            assert self.mixture.likelihood is not None
+            of_class = self.mixture.likelihood.log_prob(self.mixture.heads, larger)
+            of_columns = torch.logsumexp(self.mixture.log_weights[:, None, None] + of_class, 0)
+            total += of_columns.masked_fill(larger.isnan(), 0.0).sum(1)
+        return total
+
+
 class Singles:
     """log p of the columns that are independent given the class, in each class of all mixtures.
 
@@ -169,7 +227,7 @@ class Singles:
     """
 
     def __init__(self, mixtures: Sequence[ClassMixture]) -> None:
-        first = mixtures[0]
+        first, self.mixtures = mixtures[0], mixtures
         columns = [first.columns[j] for j in first.single]
         self.place = torch.tensor(first.single)
         self.likelihood = TableLikelihood(columns, counts=COUNTS).double()
@@ -192,17 +250,29 @@ class Singles:
         self.nothing = sum(sizes)
         self.table = torch.cat([*rows, costs.new_zeros(1, len(costs))])  # (all values and none, K)
 
+    def classes_of(self, mixture: ClassMixture) -> slice:
+        """Return the table's columns that are a mixture's classes."""
+        first = sum(m.classes for m in self.mixtures[: self.mixtures.index(mixture)])
+        return slice(first, first + mixture.classes)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the columns' log p of rows (n, m), added up, in each class, (n, K); 0 where missing."""
+        index, larger = self.looked_up(x)
+        out = F.embedding_bag(index, self.table, mode="sum")
+        return out if larger is None else out + self.likelihood.log_prob(self.heads, larger).sum(-1).T
+
+    def looked_up(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return where cells of rows (n, m) are in the table, (n, s), and counts beyond it.
+
+        The latter are (n, s), NaN = not one of these, as if they alone were there; None where there are none.
+        """
         cells = x.index_select(1, self.place)
         code = cells - self.first
         listed = (code >= 0) & (code < self.size)  # not so for what is missing
         index = torch.where(listed, cells + self.offset, float(self.nothing)).long()
-        out = F.embedding_bag(index, self.table, mode="sum")
         if not self.counts or bool((listed | cells.isnan()).all()):
-            return out
-        larger = torch.where(listed, torch.nan, cells)  # counts beyond the table: as if they alone were there
-        return out + self.likelihood.log_prob(self.heads, larger).sum(-1).T
+            return index, None
+        return index, torch.where(listed, torch.nan, cells)
 
 
 def _same_scale(one: ClassMixture, other: ClassMixture) -> bool:

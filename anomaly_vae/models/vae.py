@@ -17,7 +17,7 @@ from .mixture import BLOCK, ClassMixture
 from .networks import MLP, TableInput
 from .priors import PRIORS, Prior
 from .threads import side_by_side
-from .together import Together
+from .together import Together, background
 
 if TYPE_CHECKING:
     from .fused import FusedEnsemble, FusedVAE
@@ -41,6 +41,7 @@ class VAE(nn.Module):
         second: Another autoencoder for these scores alone, trained with another weight of the KL term.
         share: The autoencoders' weight in the ensemble.
         score_beta: Weight of their KL terms in its scores.
+        marginal_weight: Weight of what the columns say by themselves, which the companions' term goes without.
 
     References:
         Kingma & Welling (2014), arXiv:1312.6114; Rezende, Mohamed & Wierstra (2014), arXiv:1401.4082.
@@ -54,6 +55,7 @@ class VAE(nn.Module):
         self._together: tuple[nn.ModuleList, Together] | None = None
         self.second: VAE | None = None
         self.share, self.score_beta = config.autoencoder_share, config.score_beta
+        self.marginal_weight = config.marginal_weight
         self.latent = config.latent or min(LARGEST_LATENT, self.columns)
         self.discrete = [c.kind in ("binary", "categorical") for c in columns]
         self.input = TableInput(columns)
@@ -132,16 +134,20 @@ class VAE(nn.Module):
         z = self.prior.sample(n, generator)
         return self.likelihood.sample(self.decoder(z), generator)
 
-    def companions_log_prob(self, x: Tensor) -> Tensor:
-        """Return the companions' mean log p(x) of rows (n, m), nats, (n,), float64."""
+    def companions_term(self, x: Tensor) -> Tensor:
+        """Return the companions' term of rows (n, m), see `together`, nats, (n,), float64."""
         if self._together is None or self._together[0] is not self.companions:
-            self._together = self.companions, Together(list(self.companions))  # type: ignore[arg-type]
-        return self._together[1].mean_log_prob(x)
+            mixtures: list[ClassMixture] = list(self.companions)  # type: ignore[arg-type]
+            self._together = self.companions, Together(mixtures, self.marginal_weight)
+        return self._together[1].term(x)
 
     def companions_split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the companions' mean parts of -log p(x), (n, m), and their mean remainder, (n,), as `ClassMixture`."""
+        """Return the columns' parts of minus the companions' term, (n, m), and the rest, (n,), as `ClassMixture`."""
         parts, remainders = zip(*self._of_companions(lambda companion: companion.split(x), len(x)), strict=True)
-        return _mean(parts), _mean(remainders)
+        columns = _mean(parts)
+        if self.marginal_weight:
+            columns += self.marginal_weight * background(list(self.companions)).marginals(x)  # type: ignore[arg-type]
+        return columns, _mean(remainders)
 
     def _of_companions(self, job: Callable[[ClassMixture], T], rows: int) -> list[T]:
         mixtures: list[ClassMixture] = list(self.companions)  # type: ignore[arg-type]

@@ -149,7 +149,10 @@ class TrainConfig(FitConfig):
     companions: tuple[int, ...] = option(
         (3, 3, 3, 30, 30), "classes of the mixtures beside the autoencoder, each fitted on two scales; [] = none"
     )
-    class_power: float = option(3.0, "power of a class's share in the mixtures: above 1 rare classes count as rarer")
+    class_power: float = option(5.0, "power of a class's share in the mixtures: above 1 rare classes count as rarer")
+    marginal_weight: float = option(
+        0.3, "weight with which the columns' own log densities are taken off the mixtures' term of the ensemble"
+    )
     second_beta: float = option(0.5, "KL weight that the ensemble's second autoencoder is trained with; 0 = none")
     score_beta: float = option(0.5, "weight of the KL terms in ensemble scores")
     autoencoder_share: float = option(2 / 3, "the autoencoders' weight in the ensemble; the mixtures share the rest")
@@ -174,6 +177,7 @@ class TrainConfig(FitConfig):
                 "hide": (lambda v: 0 <= v <= 0.5, "be a share from 0 to 0.5"),
                 "autoencoder_share": (lambda v: 0 < v <= 1, "be a share from above 0 to 1"),
                 "class_power": POSITIVE,
+                "marginal_weight": (lambda v: 0 <= v <= 1, "be a weight from 0 to 1"),
                 "score_beta": NOT_NEGATIVE,
                 "second_beta": NOT_NEGATIVE,
             }

@@ -91,7 +91,7 @@ TAMPERINGS = {
     "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json must be a JSON object"),
     "newer": (
         lambda f: change_config(f, lambda c: c.update(format_version=99, package_version="9.0")),
-        "must be of format 5 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
+        "must be of format 6 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
     ),
     "no version": (
         lambda f: change_config(f, lambda c: c.pop("format_version")),
@@ -159,6 +159,12 @@ def test_dates_survive_the_golden_rows(tmp_path):
 
 
 FROZEN = {
+    "format_6": (
+        "14c95e0973fc92f9",
+        [20.704165243747923, 20.063289689059395, 19.565327597038948, 20.151777722200734, 19.50820579587589],
+        [13, 23, 30, 21, 30],
+        39,
+    ),
     "format_5": (
         "b957f703bb88cf64",
         [23.37930812456365, 22.639208649745463, 22.027431548218118, 22.70934203707315, 22.01502540243208],
@@ -195,7 +201,7 @@ FROZEN = {
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_released_formats_stay_readable(name):
-    """Detectors in the repository as 0.1.0 to 0.4.0 and 0.12.0 wrote them: they load and score as they did then."""
+    """Detectors in the repository as 0.1.0 to 0.4.0, 0.12.0 and 0.14.0 wrote them: they score as they did then."""
     digest, scores, ranks, calibration_rows = FROZEN[name]
     frozen = Detector.load(Path(__file__).parent / name)
     rows = mixed_frame(5, seed=1).assign(when=pd.Timestamp("2024-01-03"))
@@ -205,4 +211,5 @@ def test_released_formats_stay_readable(name):
     assert frozen.digest.startswith(digest)
     assert (frozen.profile is not None) == (int(name[-1]) >= 4), "training rows are counted since format 4"
     assert (frozen.model.second is not None) == (int(name[-1]) >= 5), "there are two autoencoders since format 5"
+    assert (frozen.config.marginal_weight > 0) == (int(name[-1]) >= 6), "marginals count for less since format 6"
     assert int(name[-1]) <= FORMAT_VERSION == len(FROZEN), "each format has its frozen files"

@@ -87,7 +87,7 @@ def test_companions_do_not_depend_on_the_number_of_threads(table):
             model = VAE(schema.modelled, TrainConfig())
             model.accompany(x, held=x[:0], config=TrainConfig(companions=(3, 5)))
             found.append({k: v for k, v in model.state_dict().items() if k.startswith("companions.")} | {
-                "log_prob": model.companions_log_prob(x), "parts": model.companions_split(x)[0]
+                "log_prob": model.companions_term(x), "parts": model.companions_split(x)[0]
             })  # fmt: skip
     finally:
         torch.set_num_threads(before)

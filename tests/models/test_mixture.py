@@ -122,6 +122,19 @@ def test_parts_sum_and_a_row_does_not_depend_on_its_company(mixed, bent):
     assert len(x) % BLOCK != 0
 
 
+@pytest.mark.parametrize("bent", [False, True])
+def test_marginals_are_the_density_of_rows_with_one_cell(mixed, bent):
+    schema, x = mixed
+    mixture = ClassMixture.fitted(schema.modelled, x, classes=3, seed=0, bent=bent, power=2.0)
+    found = mixture.marginals(x)
+    for j in range(x.shape[1]):
+        alone = torch.full_like(x, torch.nan)
+        alone[:, j] = x[:, j]
+        torch.testing.assert_close(found[:, j], mixture.log_prob(alone))
+    assert (found[x.isnan()] == 0).all()
+    assert x.isnan().any()
+
+
 def test_one_wrong_cell_has_the_largest_part(rows, fitted):
     """Nearly all of the distance is its part, though the columns are correlated, and the remainder does not grow."""
     rng = np.random.default_rng(2)

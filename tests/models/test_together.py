@@ -9,7 +9,7 @@ import torch
 
 from anomaly_vae import Schema
 from anomaly_vae.models.mixture import ClassMixture
-from anomaly_vae.models.together import CHUNK, Together
+from anomaly_vae.models.together import CHUNK, Together, background
 from tests.conftest import mixed_frame
 
 
@@ -35,12 +35,18 @@ FRAMES = {
 }
 
 
+def oracle(mixtures: list[ClassMixture], x: torch.Tensor, marginal_weight: float) -> torch.Tensor:
+    mean = torch.stack([m.log_prob(x) for m in mixtures]).mean(0)
+    return mean - marginal_weight * background(mixtures).marginals(x).sum(1)
+
+
 @pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("rows", [None, [400, 300, 200, 400, 150]], ids=["one bend", "bends of their own"])
-def test_they_say_what_each_says(name, rows):
+@pytest.mark.parametrize("marginal_weight", [0.0, 0.3])
+def test_they_say_what_each_says(name, rows, marginal_weight):
     mixtures, x = fitted(FRAMES[name], rows)
-    wanted = torch.stack([m.log_prob(x) for m in mixtures]).mean(0)
-    got = Together(mixtures).mean_log_prob(x)
+    wanted = oracle(mixtures, x, marginal_weight)
+    got = Together(mixtures, marginal_weight).term(x)
     np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-12)
 
 
@@ -53,14 +59,14 @@ def test_scales_are_shared_where_they_are_one():
 @pytest.mark.parametrize("name", FRAMES)
 def test_a_row_has_the_same_bits_in_any_company(name):
     mixtures, x = fitted(FRAMES[name])
-    together = Together(mixtures)
+    together = Together(mixtures, 0.3)
     long = torch.cat([x] * (2 * CHUNK // len(x) + 1))
-    whole = together.mean_log_prob(long)
+    whole = together.term(long)
     order = torch.randperm(len(long), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(together.mean_log_prob(long[order]), whole[order])
-    assert torch.equal(torch.cat([together.mean_log_prob(row) for row in x[:40].split(1)]), whole[:40])
+    assert torch.equal(together.term(long[order]), whole[order])
+    assert torch.equal(torch.cat([together.term(row) for row in x[:40].split(1)]), whole[:40])
     parts = x.split(together.block + 7)
-    assert torch.equal(torch.cat([together.mean_log_prob(part) for part in parts]), whole[: len(x)])
+    assert torch.equal(torch.cat([together.term(part) for part in parts]), whole[: len(x)])
 
 
 def test_threads_may_share_the_work_of_a_caller_that_infers() -> None:
@@ -71,10 +77,10 @@ def test_threads_may_share_the_work_of_a_caller_that_infers() -> None:
     torch.set_num_threads(2)
     try:
         with torch.inference_mode():
-            both = together.mean_log_prob(x)
+            both = together.term(x)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(both, torch.cat([together.mean_log_prob(part) for part in x.split(CHUNK)]))
+    assert torch.equal(both, torch.cat([together.term(part) for part in x.split(CHUNK)]))
 
 
 def test_counts_beyond_the_table_cost_what_each_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,10 +89,10 @@ def test_counts_beyond_the_table_cost_what_each_says(monkeypatch: pytest.MonkeyP
     mixtures, x = fitted(FRAMES["mixed, with gaps"])
     visits = list(FRAMES["mixed, with gaps"]).index("visits")
     x[::7, visits], x[1::7, visits] = 1e6, -1.0
-    together = Together(mixtures)
+    together = Together(mixtures, 0.3)
     assert (x[:, visits] > 3).any()
-    wanted = torch.stack([m.log_prob(x) for m in mixtures]).mean(0)
-    got = together.mean_log_prob(x)
+    wanted = oracle(mixtures, x, 0.3)
+    got = together.term(x)
     np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-11)
-    assert torch.equal(torch.cat([together.mean_log_prob(part) for part in x[:60].split(3)]), got[:60])
+    assert torch.equal(torch.cat([together.term(part) for part in x[:60].split(3)]), got[:60])
     assert together.few is not None
