@@ -46,6 +46,8 @@ REDUCED_ROWS = 64 * LANES
 """Rows whose errors are stated at once, in full vectors of `LANES`, so that a row has the same bits anywhere."""
 FEWEST_GROUPS = 2
 """Groups of rows for which a further thread is started."""
+ONE_OF = 8
+"""Samples from which on a likelihood has that of largest weight in float32 where the rest is not: it decides most."""
 RELIABLE_SAMPLES = 5.0
 """A likelihood with a smaller effective sample size is marked unreliable."""
 
@@ -226,8 +228,8 @@ def _few_are_as_many(fused: FusedVAE, noise: Tensor, reduction: ScoreKind) -> bo
     x = made_up(columns, group_rows(len(noise), len(columns), fused.precision))
 
     def scored(rows: Tensor, height: int) -> Tensor:
-        found = _log_densities(fused, fused.rows(_filled_up(rows, height)), len(rows), noise)
-        return reduction.reduced(*found)[:, : len(rows)].nan_to_num()
+        log_px, log_w, _ = _weighed(fused, fused.rows(_filled_up(rows, height)), len(rows), noise, reduction)
+        return reduction.reduced(log_px, log_w)[:, : len(rows)].nan_to_num()
 
     few = torch.cat([scored(part, FEW_ROWS) for part in x.split(FEW_ROWS)], 1)
     return torch.equal(few, scored(x, len(x)))
@@ -253,6 +255,23 @@ def _log_densities(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> tupl
     for rows, samples, part, drawn in _blocks(fused, group, kept, noise):
         log_px[samples, rows], log_w[samples, rows] = fused.log_densities(part, drawn)
     return log_px, log_w
+
+
+Decisive = tuple[FusedVAE, Tensor]
+"""What computes the sample of largest weight in float32, and which of each row's samples it is, (1, rows)."""
+
+
+def _weighed(
+    fused: Scorer, group: Rows, kept: int, noise: Tensor, reduction: ScoreKind
+) -> tuple[Tensor, Tensor, Decisive | None]:
+    """Return `_log_densities`, and the sample of each row that was computed in float32 though the rest was not."""
+    log_px, log_w = _log_densities(fused, group, kept, noise)
+    if not isinstance(fused, FusedVAE) or fused.exact is fused or not reduction.weighted or len(noise) < ONE_OF:
+        return log_px, log_w, None
+    index = log_w.argmax(0, keepdim=True)
+    exact = (part.double() for part in fused.exact.log_densities(group, noise[index]))
+    log_px, log_w = (part.scatter(0, index, found) for part, found in zip((log_px, log_w), exact, strict=True))
+    return log_px, log_w, (fused.exact, index)
 
 
 @torch.inference_mode()
@@ -302,7 +321,8 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
 
     def score(rows: slice, fused: Scorer, group: Rows) -> None:
         n = rows.stop - rows.start
-        reduced[:, rows] = reduction.reduced(*_log_densities(fused, group, n, noise))[:, :n].cpu()
+        log_px, log_w, _ = _weighed(fused, group, n, noise, reduction)
+        reduced[:, rows] = reduction.reduced(log_px, log_w)[:, :n].cpu()
 
     if kept is None:
         _each_group(model, x, k, score, scorer=make)
@@ -339,15 +359,19 @@ def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelih
 
     def split(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = slice(0, rows.stop - rows.start)
-        log_px, log_w = _log_densities(fused, group, kept.stop, noise)
-        a = reduction.weights(log_w).exp()
+        log_px, log_w, decisive = _weighed(fused, group, kept.stop, noise, reduction)
+        a = rest = reduction.weights(log_w).exp()
         parts = torch.zeros(group.x.shape, dtype=torch.float64, device=group.x.device)
+        if decisive is not None:
+            exact, index = decisive
+            parts -= (a.gather(0, index)[..., None] * exact.log_px(group, noise[index]).double()).sum(0)
+            rest = a.scatter(0, index, 0.0)
         for some, samples, part, drawn in _blocks(fused, group, kept.stop, noise):
-            parts[some] -= (a[samples, some, None] * fused.log_px(part, drawn).double()).sum(0)
+            parts[some] -= (rest[samples, some, None] * fused.log_px(part, drawn).double()).sum(0)
         columns[rows] = parts[kept].cpu()
         if kind != "reconstruction":
-            rest = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
-            latent[rows] = rest[kept].cpu()
+            of_code = -(a * (log_w - log_px)).sum(0) + torch.xlogy(a, a).sum(0) + math.log(k)
+            latent[rows] = of_code[kept].cpu()
 
     _each_group(model, x, k, split, scorer=_scorer_of(model, reduction))
     dependence = torch.zeros_like(latent)

@@ -198,6 +198,9 @@ class FusedVAE:
     Args:
         model: Trained model; its weights are copied, as they are now.
         precision: Of the decoder's hidden layers; by default the model's own.
+
+    Attributes:
+        exact: The same in float32.
     """
 
     def __init__(self, model: VAE, precision: str | None = None) -> None:
@@ -205,6 +208,7 @@ class FusedVAE:
         self.encoder = FusedMLP(model.encoder)
         self.precision = precision or model.precision
         self.decoder = FusedMLP(model.decoder, self.precision)
+        self.exact = self if self.precision == "float32" else FusedVAE(model, "float32")
         self.standard = isinstance(model.prior, StandardNormal)
         heads: list[nn.Module] = list(model.likelihood.heads.values())
         self.summed = None
@@ -225,7 +229,7 @@ class FusedVAE:
 
         Args:
             rows: The rows; n must be a multiple of 16.
-            noise: Standard normal draws, (k, l), shared by all rows.
+            noise: Standard normal draws, (k, l), shared by all rows, or (k, n, l).
         """
         z, y = self._decoded(rows, noise)
         if self.summed is None:
@@ -235,7 +239,7 @@ class FusedVAE:
             assert rows.factor is not None
             assert rows.constant is not None
             log_px = self.summed.log_prob(y, rows.target, rows.factor, rows.constant)
-        known = 0.5 * noise.square().sum(-1, keepdim=True) + rows.spread  # -log q(z|x) but for its constant
+        known = 0.5 * noise.square().sum(-1, keepdim=noise.dim() == 2) + rows.spread  # -log q(z|x) but for its constant
         if self.standard:
             log_ratio = known - 0.5 * z.square().sum(-1)
         else:
@@ -252,7 +256,7 @@ class FusedVAE:
         z = self.decoder.buffer("z", k * n, latent).view(k, n, latent)
         if rows.root is not None:
             return torch.add(rows.mean, rows.moved(noise), out=z)
-        return torch.addcmul(rows.mean, rows.scale, noise[:, None, :], out=z)
+        return torch.addcmul(rows.mean, rows.scale, noise[:, None, :] if noise.dim() == 2 else noise, out=z)
 
     def _decoded(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes (k, n, l) and decoder outputs (k, n, w) without bias, both in buffers."""

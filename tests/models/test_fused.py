@@ -12,7 +12,7 @@ import torch
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
 from anomaly_vae.data.schema import Schema
-from anomaly_vae.detection.scores import SCORES, score_rows, split_scores
+from anomaly_vae.detection.scores import ONE_OF, SCORES, score_rows, split_scores
 from anomaly_vae.models import bounds
 from anomaly_vae.models.fused import FusedEnsemble, FusedVAE
 from anomaly_vae.models.vae import VAE
@@ -112,6 +112,29 @@ def test_bf16_scores_are_near_and_the_same_bits_in_any_company(pair, kind, k):
         np.testing.assert_array_equal(whole, np.concatenate(parts))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(whole[order], score_rows(half, x[order], noise=noise, kind=kind).value)
+
+
+@pytest.mark.parametrize("k", [16, 64])
+def test_a_bf16_likelihood_has_the_sample_of_largest_weight_in_float32(pair, k, monkeypatch):
+    detector, half, x = pair
+    noise = detector._noise(k)
+    continuous = torch.tensor([column.kind == "continuous" for column in half.described])
+    x = x + 3.0 * continuous * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))  # few samples count
+    full = score_rows(detector.model, x, noise=noise, kind="likelihood").value
+    errors = []
+    for one_of in (ONE_OF, k + 1):
+        monkeypatch.setattr("anomaly_vae.detection.scores.ONE_OF", one_of)
+        errors.append(np.quantile(np.abs(score_rows(half, x, noise=noise, kind="likelihood").value - full), 0.99))
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_noise_may_be_a_rows_own(pair):
+    detector, _, x = pair
+    fused, noise = FusedVAE(detector.model), detector._noise(3)
+    rows = fused.rows(x[:64])
+    wanted = [part.clone() for part in fused.log_densities(rows, noise)]
+    for got, one in zip(fused.log_densities(rows, noise[:, None].expand(-1, 64, -1)), wanted, strict=True):
+        torch.testing.assert_close(got, one)
 
 
 @pytest.mark.parametrize("kind", SCORES)
