@@ -41,6 +41,11 @@ MATRIX_CELLS = 1 << 20
 WIDE = torch.float64
 """Everything is computed in double precision: covariances of nearly dependent columns need it."""
 COUNTS = "zero_inflated"
+REACH = 4.0
+"""A column's own density is that of cells within so many standard deviations of some class's mean; farther ones count
+as if they were there."""
+LEAST = -20.0
+"""Log density of other kinds of cells by themselves, at least, nats."""
 
 
 class Bend(nn.Module):
@@ -173,21 +178,30 @@ class ClassMixture(nn.Module):
 
     @torch.no_grad()
     def marginals(self, x: Tensor) -> Tensor:
-        """Return log p(x_c) of each column by itself, nats, (n, m), float64, 0 where missing, of encoded rows."""
+        """Return log p(x_c) of each column by itself, nats, (n, m), float64, 0 where missing, of encoded rows (n, m).
+
+        It is bounded below (`REACH`, `LEAST`), so that what is taken off a score never outweighs an absurd cell.
+        """
         out = torch.zeros(x.shape, dtype=WIDE)
         for rows, block in self._blocks(x):
             found = torch.zeros(block.shape, dtype=WIDE)
             if self.joint:
                 cells, log_slope = self.seen(block)
                 variances = self.covariances.diagonal(dim1=-2, dim2=-1)[:, None]
-                off = (cells - self.means[:, None]).square() / variances
+                off = (cells.clamp(*self.reach()) - self.means[:, None]).square() / variances
                 of_class = -0.5 * (off + variances.log()) - HALF_LOG_2PI
                 found[:, self.joint] = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0) + log_slope
             if self.single:
                 of_class = self._single_log_density(block)
-                found[:, self.single] = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0)
+                alone = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0)
+                found[:, self.single] = alone.clamp(min=LEAST)
             out[rows] = found.masked_fill(block.isnan(), 0.0)[: rows.stop - rows.start]
         return out
+
+    def reach(self) -> tuple[Tensor, Tensor]:
+        """Return the ends of what the continuous columns reach, on the scale of the fit, each (c,)."""
+        far = REACH * self.covariances.diagonal(dim1=-2, dim2=-1).sqrt()
+        return (self.means - far).amin(0), (self.means + far).amax(0)
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         with threads_worth(0):

@@ -29,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from .bounds import HALF_LOG_2PI
 from .likelihoods import TableLikelihood
-from .mixture import COUNTS, WIDE, ClassMixture
+from .mixture import COUNTS, LEAST, WIDE, ClassMixture
 from .threads import side_by_side, threads_worth
 from .tried import WORTH_TRYING, made_up
 
@@ -195,9 +195,10 @@ class Marginals:
         self.means, self.precisions = mixture.means[..., None], -0.5 / variances[..., None]
         constant = mixture.log_weights[:, None] - 0.5 * variances.log() - HALF_LOG_2PI - mixture.log_scale
         self.constant = constant[..., None]  # (K, c, 1)
+        self.low, self.high = (end[:, None] for end in mixture.reach())
         if singles is not None:
             of_class = singles.table[:, singles.classes_of(mixture)]
-            self.table = torch.logsumexp(mixture.log_weights + of_class, 1, keepdim=True)
+            self.table = torch.logsumexp(mixture.log_weights + of_class, 1, keepdim=True).clamp_(min=LEAST)
             self.table[singles.nothing] = 0.0
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class Marginals:
         total = x.new_zeros(len(x))
         if len(self.joint):
             cells = x.index_select(1, self.joint).T.contiguous()
-            off = (cells - self.means).square_().mul_(self.precisions).add_(self.constant)
+            off = (cells.clamp(self.low, self.high) - self.means).square_().mul_(self.precisions).add_(self.constant)
             total += torch.logsumexp(off, 0).masked_fill(cells.isnan(), 0.0).sum(0)
         if self.singles is None:
             return total
@@ -214,7 +215,7 @@ class Marginals:
         if larger is not None:
             assert self.mixture.likelihood is not None
             of_class = self.mixture.likelihood.log_prob(self.mixture.heads, larger)
-            of_columns = torch.logsumexp(self.mixture.log_weights[:, None, None] + of_class, 0)
+            of_columns = torch.logsumexp(self.mixture.log_weights[:, None, None] + of_class, 0).clamp_(min=LEAST)
             total += of_columns.masked_fill(larger.isnan(), 0.0).sum(1)
         return total
 

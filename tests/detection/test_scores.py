@@ -59,6 +59,20 @@ def test_an_error_has_the_same_bits_in_any_company(detector, fresh_rows):
         np.testing.assert_array_equal(part.ess, whole.ess[rows])
 
 
+@pytest.mark.filterwarnings("ignore::anomaly_vae.errors.TrainingWarning")
+def test_a_cell_that_moves_away_is_ever_stranger():
+    """Of heavy tails too, whose mixtures have classes of very different widths: what is taken off has a bound."""
+    rng = np.random.default_rng(1)
+    columns = {"a": rng.standard_t(1.5, size=2000), "b": rng.lognormal(0, 2, size=2000), "c": rng.normal(size=2000)}
+    model = fit_detector(pd.DataFrame(columns), TrainConfig(steps=200, hidden=(16,))).detector.model
+    row, noise = torch.zeros(1, 3), torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    for j, sign in ((0, 1), (0, -1), (1, 1), (2, 1), (2, -1)):
+        far = row.repeat(5, 1)
+        far[:, j] = sign * torch.tensor([0.0, 1e2, 1e3, 1e4, 1e6])
+        scores = score_rows(model, far, noise=noise, kind="ensemble").value
+        assert (np.diff(scores) > 0).all(), (j, sign)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("k", [1, 3, 16])
 @pytest.mark.parametrize("kind", ["ensemble", "likelihood"])

@@ -83,6 +83,20 @@ def test_threads_may_share_the_work_of_a_caller_that_infers() -> None:
     assert torch.equal(both, torch.cat([together.term(part) for part in x.split(CHUNK)]))
 
 
+def test_what_is_taken_off_is_bounded():
+    """Far cells are those that it must not excuse."""
+    mixtures, x = fitted(FRAMES["mixed, with gaps"])
+    far = x[:300].repeat(3, 1)
+    for i, row in enumerate(far):
+        row[i % x.shape[1]] = (1e1, 1e4, 1e8)[i // 300]
+    marginals = Together(mixtures, 0.3).marginals
+    assert marginals is not None
+    off = marginals.log_prob(far.double())
+    torch.testing.assert_close(off, background(mixtures).marginals(far).sum(1))
+    assert off.min() > -100
+    assert mixtures[0].log_prob(far).min() < -1e6
+
+
 def test_counts_beyond_the_table_cost_what_each_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row has the same bits whether or not another count of its block is looked up; so has one of small blocks."""
     monkeypatch.setattr("anomaly_vae.models.together.MOST_COUNTED", 3)
