@@ -29,9 +29,11 @@ from ..models.vae import VAE
 from .kept import Kept
 
 BLOCK_SAMPLES = 1024
-"""Rows times samples computed at once."""
-SHORT_BLOCKS = 4
-"""So many times as many of numbers of 16 bits: their products take so little time that what is around them shows."""
+"""Rows times samples computed at once, at least,"""
+BLOCK_ROWS = 128
+"""or so many rows, with all samples, so that what is around the products shows less,"""
+MOST_BLOCKS = 4
+"""but at most so many times as many; and always that of numbers of 16 bits, whose products take the least time."""
 BLOCK_CELLS = 1 << 20
 """Rows times samples times columns computed at once, at most (but never less than a block of 16 rows)."""
 SMALLEST_BLOCK = 16
@@ -158,7 +160,8 @@ def block_rows(k: int, columns: int, precision: str = "float32") -> int:
     whose exponentials differ in the last bit.
     """
     step, chunk = _step(k), min(k, LARGEST_CHUNK)
-    samples = BLOCK_SAMPLES * (SHORT_BLOCKS if precision == "bf16" else 1)
+    most = MOST_BLOCKS * BLOCK_SAMPLES
+    samples = most if precision == "bf16" else min(max(BLOCK_SAMPLES, BLOCK_ROWS * chunk), most)
     rows = min(samples // chunk, BLOCK_SAMPLES, BLOCK_CELLS // (chunk * columns))
     return max(step, rows // step * step)
 
@@ -187,9 +190,10 @@ def _each_group(
     Groups are padded to whole blocks, or to `FEW_ROWS` where `few` allows it of a scorer. Each thread takes the next
     group that none has taken.
     """
-    rows, group = block_rows(k, x.shape[1]), group_rows(k, x.shape[1], model.precision)
+    group = group_rows(k, x.shape[1], model.precision)
     starts = iter(range(0, len(x), group))
-    several = worth_threads(rows * min(k, LARGEST_CHUNK) * model.largest_product) or x.device.type != "cpu"
+    samples = min(BLOCK_SAMPLES, block_rows(k, x.shape[1]) * min(k, LARGEST_CHUNK))
+    several = worth_threads(samples * model.largest_product) or x.device.type != "cpu"
 
     @torch.inference_mode()
     def work(_: int) -> None:
@@ -266,7 +270,8 @@ def _weighed(
 ) -> tuple[Tensor, Tensor, Decisive | None]:
     """Return `_log_densities`, and the sample of each row that was computed in float32 though the rest was not."""
     log_px, log_w = _log_densities(fused, group, kept, noise)
-    if not isinstance(fused, FusedVAE) or fused.exact is fused or not reduction.weighted or len(noise) < ONE_OF:
+    wanted = reduction.weighted and len(noise) >= ONE_OF and fused.precision != "float32"
+    if not wanted or not isinstance(fused, FusedVAE):
         return log_px, log_w, None
     index = log_w.argmax(0, keepdim=True)
     exact = (part.double() for part in fused.exact.log_densities(group, noise[index]))

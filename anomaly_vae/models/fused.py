@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -199,8 +200,6 @@ class FusedVAE:
         model: Trained model; its weights are copied, as they are now.
         precision: Of the decoder's hidden layers; by default the model's own.
 
-    Attributes:
-        exact: The same in float32.
     """
 
     def __init__(self, model: VAE, precision: str | None = None) -> None:
@@ -208,13 +207,17 @@ class FusedVAE:
         self.encoder = FusedMLP(model.encoder)
         self.precision = precision or model.precision
         self.decoder = FusedMLP(model.decoder, self.precision)
-        self.exact = self if self.precision == "float32" else FusedVAE(model, "float32")
         self.standard = isinstance(model.prior, StandardNormal)
         heads: list[nn.Module] = list(model.likelihood.heads.values())
         self.summed = None
         if len(heads) == 1 and isinstance(heads[0], Gaussian):
             zeros = self.decoder.bias.new_zeros(1, heads[0].width)
             self.summed = SummedNormals(heads[0](zeros), self.decoder.bias)
+
+    @cached_property
+    def exact(self) -> FusedVAE:
+        """The same in float32."""
+        return FusedVAE(self.model, "float32")
 
     def rows(self, x: Tensor) -> Rows:
         """Return rows (n, m) with their posteriors."""

@@ -184,18 +184,17 @@ class Marginals:
     """What the columns say by themselves, in one mixture, added up.
 
     Args:
-        mixture: The mixture, on the plain scale.
+        mixture: The mixture.
         singles: What all mixtures have of the columns outside C.
     """
 
     def __init__(self, mixture: ClassMixture, singles: Singles | None) -> None:
         variances = mixture.covariances.diagonal(dim1=-2, dim2=-1)
         self.mixture, self.singles = mixture, singles
-        self.joint = torch.tensor(mixture.joint, dtype=torch.long)
         self.means, self.precisions = mixture.means[..., None], -0.5 / variances[..., None]
-        constant = mixture.log_weights[:, None] - 0.5 * variances.log() - HALF_LOG_2PI - mixture.log_scale
+        constant = mixture.log_weights[:, None] - 0.5 * variances.log() - HALF_LOG_2PI
         self.constant = constant[..., None]  # (K, c, 1)
-        self.low, self.high = (end[:, None] for end in mixture.reach())
+        self.reach = mixture.reach()
         if singles is not None:
             of_class = singles.table[:, singles.classes_of(mixture)]
             self.table = torch.logsumexp(mixture.log_weights + of_class, 1, keepdim=True).clamp_(min=LEAST)
@@ -204,10 +203,11 @@ class Marginals:
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the sum of log p(x_c) over the columns of rows (n, m), (n,)."""
         total = x.new_zeros(len(x))
-        if len(self.joint):
-            cells = x.index_select(1, self.joint).T.contiguous()
-            off = (cells.clamp(self.low, self.high) - self.means).square_().mul_(self.precisions).add_(self.constant)
-            total += torch.logsumexp(off, 0).masked_fill(cells.isnan(), 0.0).sum(0)
+        if self.mixture.joint:
+            cells, log_slope = self.mixture.seen(x)
+            near = cells.clamp(*self.reach).T.contiguous()
+            off = (near - self.means).square_().mul_(self.precisions).add_(self.constant)
+            total += (torch.logsumexp(off, 0).masked_fill(near.isnan(), 0.0) + log_slope.T).sum(0)
         if self.singles is None:
             return total
         index, larger = self.singles.looked_up(x)
