@@ -180,17 +180,17 @@ class ClassMixture(nn.Module):
     def marginals(self, x: Tensor) -> Tensor:
         """Return log p(x_c) of each column by itself, nats, (n, m), float64, 0 where missing, of encoded rows (n, m).
 
-        It is bounded below (`REACH`, `LEAST`), so that what is taken off a score never outweighs an absurd cell.
+        It is bounded below (`REACH`, `LEAST`), so that what is taken off a score never outweighs an absurd cell, and of
+        continuous cells on the scale of the fit, so that it does not depend on their units.
         """
         out = torch.zeros(x.shape, dtype=WIDE)
         for rows, block in self._blocks(x):
             found = torch.zeros(block.shape, dtype=WIDE)
             if self.joint:
-                cells, log_slope = self.seen(block)
+                cells = self.seen(block)[0].clamp(*self.reach())
                 variances = self.covariances.diagonal(dim1=-2, dim2=-1)[:, None]
-                off = (cells.clamp(*self.reach()) - self.means[:, None]).square() / variances
-                of_class = -0.5 * (off + variances.log()) - HALF_LOG_2PI
-                found[:, self.joint] = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0) + log_slope
+                of_class = -0.5 * ((cells - self.means[:, None]).square() / variances + variances.log()) - HALF_LOG_2PI
+                found[:, self.joint] = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0)
             if self.single:
                 of_class = self._single_log_density(block)
                 alone = torch.logsumexp(self.log_weights[:, None, None] + of_class, 0)

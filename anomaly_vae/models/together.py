@@ -201,13 +201,12 @@ class Marginals:
             self.table[singles.nothing] = 0.0
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the sum of log p(x_c) over the columns of rows (n, m), (n,)."""
+        """Return the sum of log p(x_c) over the columns of rows (n, m), (n,); see `ClassMixture.marginals`."""
         total = x.new_zeros(len(x))
         if self.mixture.joint:
-            cells, log_slope = self.mixture.seen(x)
-            near = cells.clamp(*self.reach).T.contiguous()
-            off = (near - self.means).square_().mul_(self.precisions).add_(self.constant)
-            total += (torch.logsumexp(off, 0).masked_fill(near.isnan(), 0.0) + log_slope.T).sum(0)
+            cells = self.mixture.seen(x)[0].clamp(*self.reach).T.contiguous()
+            off = (cells - self.means).square_().mul_(self.precisions).add_(self.constant)
+            total += torch.logsumexp(off, 0).masked_fill(cells.isnan(), 0.0).sum(0)
         if self.singles is None:
             return total
         index, larger = self.singles.looked_up(x)
