@@ -23,6 +23,7 @@ from .models.batches import Batch, drawn, prior_without_themselves
 from .models.devices import resolve_device
 from .models.family import Model
 from .models.gradients import written_out
+from .models.networks import LANES
 from .models.priors import EXEMPLARS, AggregatedPosterior, Exemplars
 from .models.team import Team
 from .models.threads import threads_worth
@@ -341,10 +342,10 @@ def _elbo(model: Model, held: Tensor, config: FitConfig) -> tuple[float, Tensor]
     noise = torch.randn(VALIDATION_SAMPLES, model.latent, generator=generator).to(held.device)
     fused, total, means = model.scorer("float32"), 0.0, []
     for part in held.split(VALIDATION_BLOCK if held.device.type == "cpu" else VALIDATION_ROWS):
-        rows = fused.rows(part)
-        log_weights = fused.log_densities(rows, noise)[1]
+        rows = fused.rows(torch.cat([part, part.new_zeros(-len(part) % LANES, part.shape[1])]))
+        log_weights = fused.log_densities(rows, noise)[1][:, : len(part)]
         total += float(bounds.elbo(log_weights).sum(dtype=torch.float64 if held.device.type != "mps" else None))
-        means.append(rows.mean)
+        means.append(rows.mean[: len(part)])
     return total / len(held), torch.cat(means)
 
 

@@ -34,6 +34,8 @@ from anomaly_vae.detection.scores import BLOCK_SAMPLES, SMALLEST_BLOCK, block_ro
 
 PARTS = ("speed", "memory")
 COLUMNS = 20
+FEWEST_ROWS = 8192
+"""Scored at once at least: of fewer, starting a second thread takes a visible share."""
 
 
 def synthetic(n: int, seed: int) -> pd.DataFrame:
@@ -91,7 +93,7 @@ def speed(*, rows: int, repeats: int, table: Path | None = None) -> list[Sheet]:
         ("job", "rows/s", "matmul chain, rows/s", "times the chain's time"),
     )
     for k in (1, 16, 64):
-        part = frame.iloc[: max(2048, rows // k)]
+        part = frame.iloc[: max(FEWEST_ROWS, rows // k)]
         n = len(part)
         calls = {"ours": partial(bench_speed.timed, partial(fit.detector.score_frame, part, k=k))}
         product = matmul_chain(fit.detector, n, k)
@@ -104,7 +106,7 @@ def speed(*, rows: int, repeats: int, table: Path | None = None) -> list[Sheet]:
         cells = (f"{n / ours:,.0f}", f"{n / chain:,.0f}", f"{ours / chain:.2f}")
         result.rows.append((f"score, k = {k}", *cells))
     whole = fit_detector(synthetic(20_000, 1), TrainConfig(steps=500, device="cpu")).detector
-    some = frame.iloc[: max(2048, rows // 16)]
+    some = frame.iloc[: max(FEWEST_ROWS, rows // 16)]
     shortest = min(bench_speed.timed(partial(whole.score_frame, some)) for _ in range(repeats))
     result.rows.append(("score, ensemble, k = 16", f"{len(some) / shortest:,.0f}", "", ""))
     trained = fit.history[-1]
@@ -116,7 +118,7 @@ def speed(*, rows: int, repeats: int, table: Path | None = None) -> list[Sheet]:
         "same layers in blocks of the same shape: no activation, no likelihood, no table; on one "
         "thread or on all, whichever is faster."
     )
-    part = frame.iloc[: max(2048, rows // bench_speed.SAMPLES)]
+    part = frame.iloc[: max(bench_speed.FEWEST_ROWS, rows // bench_speed.SAMPLES)]
     labelled_rows = min(bench_speed.TRAIN_ROWS, rows)
     return [result, *bench_speed.sheets(fit.detector, part, table, rows=labelled_rows, repeats=repeats)]
 

@@ -14,9 +14,20 @@ import torch
 
 from anomaly_vae import Detector, ImageConfig, TrainConfig, fit_detector
 from anomaly_vae.data.schema import Column
+from anomaly_vae.models import kernels
 from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.vae import VAE
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What computes decoders when scoring: compiled code, where there is some, and torch."""
+    if request.param == "torch":
+        monkeypatch.setenv(kernels.SWITCH, "off")
+    elif not kernels.precisions():
+        pytest.skip("no compiled code here")
+    return request.param
 
 
 def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:

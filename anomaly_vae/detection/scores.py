@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models import bounds
+from ..models import bounds, kernels
 from ..models.family import Model
 from ..models.fused import FusedVAE, Rows, Scorer
 from ..models.threads import side_by_side, worth_threads
@@ -37,8 +37,10 @@ MOST_BLOCKS = 4
 BLOCK_CELLS = 1 << 20
 """Rows times samples times columns computed at once, at most (but never less than a block of 16 rows)."""
 SMALLEST_BLOCK = 16
-ENCODED_ROWS = 256
-"""Rows encoded, and log weights reduced, at once, at least: with many samples a block has few rows."""
+ENCODED_SAMPLES = 1 << 16
+"""Rows are encoded, and log weights reduced, for so many samples at once,"""
+ENCODED_ROWS = (256, 1024)
+"""or so many rows at least and at most, for what is around the products costs the same for few rows as for many."""
 FEW_ROWS = 64
 """So many rows at most are computed in a group of so many."""
 LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
@@ -46,8 +48,6 @@ LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
 LANES = 64
 REDUCED_ROWS = 64 * LANES
 """Rows whose errors are stated at once, in full vectors of `LANES`, so that a row has the same bits anywhere."""
-FEWEST_GROUPS = 2
-"""Groups of rows for which a further thread is started."""
 ONE_OF = 8
 """Samples from which on a likelihood has that of largest weight in float32 where the rest is not: it decides most."""
 RELIABLE_SAMPLES = 5.0
@@ -82,15 +82,10 @@ class ScoreKind:
         return 1 if k == 1 else 1 + len(bounds.WeightMoments._fields) if self.weighted else 2
 
     def reduced(self, log_px: Tensor, log_w: Tensor) -> Tensor:
-        """Return what `scores` makes a score of, (r, n), from log densities (k, n), float64: the score comes first."""
+        """Return what `scores` makes a score of, (r, n), float64, from log densities (k, n): the score comes first."""
         terms = log_w if self.latent else log_px
-        value = -(bounds.importance_weighted_bound(terms) if self.weighted else bounds.elbo(terms))
-        if len(terms) == 1:
-            return value[None]
-        # the rest does not depend on a row's level, without which float32 has digits to spare and a faster exponential
-        terms = (terms - terms.amax(0)).float()
-        rest = bounds.weight_moments(terms) if self.weighted else (bounds.monte_carlo_error(terms, self.bound),)
-        return torch.stack([value, *(part.double() for part in rest)])
+        compiled = kernels.reduced(terms, weighted=self.weighted)
+        return bounds.reduced(terms, weighted=self.weighted) if compiled is None else compiled
 
     def scores(self, reduced: Tensor, k: int) -> Tensor:
         """Return score, standard error and effective sample size (3, n), see `Scores`, of what is `reduced`, (r, n)."""
@@ -173,7 +168,8 @@ def _step(k: int) -> int:
 def group_rows(k: int, columns: int, precision: str = "float32") -> int:
     """Return the rows of a group of blocks, which are encoded together."""
     rows = block_rows(k, columns, precision)
-    return rows * max(1, ENCODED_ROWS // rows)
+    least, most = ENCODED_ROWS
+    return rows * max(1, min(max(ENCODED_SAMPLES // k, least), most) // rows)
 
 
 def _each_group(
@@ -193,11 +189,13 @@ def _each_group(
     group = group_rows(k, x.shape[1], model.precision)
     starts = iter(range(0, len(x), group))
     samples = min(BLOCK_SAMPLES, block_rows(k, x.shape[1]) * min(k, LARGEST_CHUNK))
+    make = scorer or model.scorer
+    first = make()
     several = worth_threads(samples * model.largest_product) or x.device.type != "cpu"
 
     @torch.inference_mode()
-    def work(_: int) -> None:
-        fused = (scorer or model.scorer)()
+    def work(i: int) -> None:
+        fused = first if i == 0 else first.copy() if isinstance(first, FusedVAE) else make()
         for start in starts:
             block = x[start : start + group]
             height = group
@@ -208,7 +206,7 @@ def _each_group(
     if several:
         work(0)
     else:
-        side_by_side(work, max(1, min(torch.get_num_threads(), len(x) // (FEWEST_GROUPS * group))))
+        side_by_side(work, max(1, min(torch.get_num_threads(), len(x) // group)))
 
 
 def accompanies(model: Model, reduction: ScoreKind) -> TypeGuard[VAE]:
@@ -239,13 +237,26 @@ def _few_are_as_many(fused: FusedVAE, noise: Tensor, reduction: ScoreKind) -> bo
     return torch.equal(few, scored(x, len(x)))
 
 
+def _steady(fused: Scorer, group: Rows) -> bool:
+    """Return whether a row's log densities have the same bits in blocks of any height."""
+    return isinstance(fused, FusedVAE) and fused.steady(group)
+
+
+def _height(fused: Scorer, group: Rows, kept: int, k: int) -> int:
+    """Return the rows of a group's blocks: where their bits do not depend on it, as many as are wanted and fit."""
+    step, columns = _step(k), group.x.shape[1]
+    if _steady(fused, group):
+        most = max(step, BLOCK_CELLS // (min(k, LARGEST_CHUNK) * columns) // step * step)
+        return min(most, -(-kept // step) * step)
+    return step if len(group.x) <= FEW_ROWS else block_rows(k, columns, fused.precision)
+
+
 def _blocks(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> Iterator[tuple[slice, slice, Rows, Tensor]]:
     """Yield which rows and samples to compute at once, and these, so that memory does not grow with k.
 
     All samples of some rows come before the next rows; only padding is left out.
     """
-    k, chunks = len(noise), noise.split(LARGEST_CHUNK)
-    height = _step(k) if len(group.x) <= FEW_ROWS else block_rows(k, group.x.shape[1], fused.precision)
+    height, chunks = _height(fused, group, kept, len(noise)), noise.split(LARGEST_CHUNK)
     for i, part in enumerate(group.split(height)[: -(-kept // height)]):
         for j, chunk in enumerate(chunks):
             first = j * LARGEST_CHUNK
@@ -253,9 +264,10 @@ def _blocks(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> Iterator[tu
 
 
 def _log_densities(fused: Scorer, group: Rows, kept: int, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log p(x|z) and the log weights of a group, each (k, rows), float64; zeros for blocks of padding."""
-    shape = (len(noise), len(group.x))
-    log_px, log_w = (torch.zeros(shape, dtype=torch.float64, device=group.x.device) for _ in range(2))
+    """Return log p(x|z) and the log weights of a group, each (k, rows); zeros for blocks of padding."""
+    if kept == len(group.x) and len(noise) <= LARGEST_CHUNK and _steady(fused, group):
+        return fused.log_densities(group, noise)
+    log_px, log_w = torch.zeros((2, len(noise), len(group.x)), device=group.x.device, dtype=group.mean.dtype)
     for rows, samples, part, drawn in _blocks(fused, group, kept, noise):
         log_px[samples, rows], log_w[samples, rows] = fused.log_densities(part, drawn)
     return log_px, log_w
@@ -273,9 +285,9 @@ def _weighed(
     wanted = reduction.weighted and len(noise) >= ONE_OF and fused.precision != "float32"
     if not wanted or not isinstance(fused, FusedVAE):
         return log_px, log_w, None
-    index = log_w.argmax(0, keepdim=True)
-    exact = (part.double() for part in fused.exact.log_densities(group, noise[index]))
-    log_px, log_w = (part.scatter(0, index, found) for part, found in zip((log_px, log_w), exact, strict=True))
+    index = log_w.max(0, keepdim=True).indices  # a third of the time of argmax
+    for part, exact in zip((log_px, log_w), fused.exact.of_one(group, noise, index), strict=True):
+        part.scatter_(0, index, exact)
     return log_px, log_w, (fused.exact, index)
 
 
@@ -293,7 +305,7 @@ def densities_of(model: Model, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor
     def densities(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = rows.stop - rows.start
         found = _log_densities(fused, group, kept, noise)
-        log_px[:, rows], log_w[:, rows] = (part[:, :kept].cpu() for part in found)
+        log_px[:, rows], log_w[:, rows] = (part[:, :kept].cpu().double() for part in found)
 
     _each_group(model, x, len(noise), densities)
     return log_px, log_w
@@ -335,7 +347,8 @@ def score_rows(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelihoo
         asked = partial(_few_are_as_many, noise=noise, reduction=reduction)
         few: Callable[[FusedVAE], bool] = lambda fused: kept.known((k, kind), partial(asked, fused))  # noqa: E731
         _each_group(model, x, k, score, scorer=partial(kept.scorer, kind, make), few=few)
-    scores = [reduction.scores(part, k) for part in reduced.split(REDUCED_ROWS, 1)]
+    parts = reduced.split(REDUCED_ROWS, 1)
+    scores = side_by_side(torch.inference_mode()(lambda i: reduction.scores(parts[i], k)), len(parts))
     value, error, ess = torch.cat(scores, 1)[:, : len(x)]
     if accompanies(model, reduction):
         value = model.share * value - (1.0 - model.share) * model.companions_term(x)
@@ -365,6 +378,7 @@ def split_scores(model: Model, x: Tensor, *, noise: Tensor, kind: str = "likelih
     def split(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = slice(0, rows.stop - rows.start)
         log_px, log_w, decisive = _weighed(fused, group, kept.stop, noise, reduction)
+        log_px, log_w = log_px.double(), log_w.double()
         a = rest = reduction.weights(log_w).exp()
         parts = torch.zeros(group.x.shape, dtype=torch.float64, device=group.x.device)
         if decisive is not None:
@@ -410,7 +424,7 @@ def expected_cells(model: Model, x: Tensor, column: Tensor, *, noise: Tensor) ->
 
     def expect(rows: slice, fused: Scorer, group: Rows) -> None:
         kept = rows.stop - rows.start
-        a = torch.log_softmax(_log_densities(fused, group, kept, noise)[1], 0).exp()
+        a = torch.log_softmax(_log_densities(fused, group, kept, noise)[1].double(), 0).exp()
         cells = torch.zeros(a.shape, device=a.device)
         for some, samples, part, drawn in _blocks(fused, group, kept, noise):
             wanted = column[rows][some]

@@ -195,13 +195,45 @@ class WeightMoments(NamedTuple):
         return stated_error(*self, k)
 
 
-def weight_moments(log_weights: Tensor) -> WeightMoments:
-    """Return the moments of each row's log weights (k, n), k > 1."""
-    v = (log_weights - log_weights.amax(0)).exp()
-    delta = _deviation(v) / (v.mean(0) * math.sqrt(len(v)))
+def weight_moments(log_weights: Tensor, weights: Tensor | None = None) -> WeightMoments:
+    """Return the moments of each row's log weights (k, n), k > 1.
+
+    Args:
+        log_weights: Shape (k, n).
+        weights: Their exponentials but for a factor of each row's, if known, (k, n).
+    """
+    k = len(log_weights)
+    v = (log_weights - log_weights.amax(0)).exp() if weights is None else weights
+    delta = _deviation(v) / (v.mean(0) * math.sqrt(k))
     apart = log_weights - log_weights.mean(0)
-    spread = apart.square().mean(0).sqrt()
-    return WeightMoments(delta, _effective(v), spread, apart.pow(3).mean(0) / spread.pow(3))
+    squared = apart.square()
+    spread = squared.mean(0).sqrt()
+    return WeightMoments(delta, _effective(v), spread, squared.mul_(apart).mean(0) / spread.pow(3))
+
+
+def reduced(log_weights: Tensor, *, weighted: bool) -> Tensor:
+    """Return what a score and its error are made of, (r, n), float64.
+
+    Minus the mean and its standard error; of what is weighted minus the log of the mean weight, and the moments of
+    `WeightMoments`. At k = 1 the first alone.
+
+    Args:
+        log_weights: Shape (k, n).
+        weighted: Whether samples have unequal weights, by their logarithms.
+    """
+    top, rest = log_weights.amax(0), []
+    if weighted:
+        # without a row's level, on which nothing else depends, float32 has digits to spare
+        apart = log_weights - torch.where(top.isfinite(), top, 0.0)
+        weights = apart.exp()
+        value = -(top.double() + weights.mean(0, dtype=torch.float64).log())
+        if len(apart) > 1:
+            rest = [*weight_moments(apart, weights)]
+    else:
+        value = -log_weights.mean(0, dtype=torch.float64)
+        if len(log_weights) > 1:
+            rest = [monte_carlo_error(log_weights - top, "elbo")]
+    return torch.stack([value, *(part.double() for part in rest)])
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The log densities of many posterior samples, for scoring alone: the arithmetic of `bounds.terms`, laid out for speed.
 
-Weights are laid out once, products go into buffers that are kept from call to call, activations are computed in place,
-and where all columns are continuous log p(x|z) is summed over them without a log density of each. `bounds.terms` is the
-plain form, and the tests' oracle.
+Weights are laid out once, and where all columns are continuous log p(x|z) is summed over them without a log density of
+each. Where there is compiled code for the network (`kernels`) it takes samples from the code to the density at once;
+else products go into buffers that are kept from call to call, and activations are computed in place. `bounds.terms` is
+the plain form, and the tests' oracle.
 
 With `precision="bf16"` the decoder's hidden layers are computed in bfloat16, which processors with instructions for it
 do several times faster. The linear path around them, residuals, log densities and sums stay float32: what distinguishes
@@ -16,23 +17,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .bounds import HALF_LOG_2PI
+from .kernels import Columns, Drawn, kernel
 from .likelihoods import DEGREES, LOG_T, Gaussian, Heavy, Normals
-from .networks import MLP
+from .networks import INPUT_BOUND, MLP
 from .priors import StandardNormal
 from .vae import LOG_SCALE_BOUND, VAE
 
 
 class FusedMLP:
-    """An `MLP` that keeps its buffers: calls of one height allocate nothing.
+    """An `MLP` laid out for speed: as compiled code (`kernels`), else for torch, in buffers that are kept.
 
     Args:
         network: The network, whose weights are copied.
@@ -43,16 +46,26 @@ class FusedMLP:
         self.width_in = network.linear.in_features
         self.width = network.linear.out_features
         self.wide = network.linear.weight.dtype
+        self.bias: Tensor = network.linear.bias.detach()
+        self._buffers: dict[tuple[str, int], Tensor] = {}
+        self.kernel = kernel(network, precision)
+        if self.kernel is not None:
+            return
         self.dtype = torch.bfloat16 if precision == "bf16" else self.wide
         self.linear = network.linear.weight.detach().T.contiguous()
-        self.bias: Tensor = network.linear.bias.detach()
         layers = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
         self.layers = [
             (layer.weight.detach().T.contiguous().to(self.dtype), layer.bias.detach().to(self.dtype))
             for layer in layers
         ]
         self.out = None if network.out is None else network.out.weight.detach().T.contiguous().to(self.dtype)
-        self._buffers: dict[tuple[str, int], Tensor] = {}
+
+    def copy(self) -> FusedMLP:
+        """Return the same for another thread, with the same weights."""
+        other = copy(self)
+        other._buffers = {}
+        other.kernel = None if self.kernel is None else self.kernel.copy()
+        return other
 
     def buffer(self, name: str, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return a buffer (height, width), the same one for the same name and height."""
@@ -62,8 +75,14 @@ class FusedMLP:
         return self._buffers[key]
 
     def without_bias(self, x: Tensor) -> Tensor:
-        """Map (h, width_in) to (h, w) but for the last bias, in a buffer that the next call overwrites."""
+        """Map (h, width_in) to (h, w) but for the last bias, in a buffer that the next call overwrites.
+
+        Args:
+            x: Inputs; h must be a multiple of 16.
+        """
         height = len(x)
+        if self.kernel is not None:
+            return self.kernel.decode(x)
         y = torch.mm(x, self.linear, out=self.buffer("y", height, self.width))
         if self.out is None:
             return y
@@ -87,31 +106,30 @@ class SummedNormals:
     """
 
     def __init__(self, columns: Normals, bias: Tensor) -> None:
-        self.student = isinstance(columns, Heavy)
+        student = isinstance(columns, Heavy)
         m = columns.noise.shape[-1]
-        constant = (LOG_T if self.student else -HALF_LOG_2PI) - columns.noise.log() - columns.log_scale
-        self.constant = constant.expand(m)
-        unit = columns.noise.expand(m) * (math.sqrt(DEGREES) if self.student else math.sqrt(2.0))
-        self.bias = bias[:m]
-        self.inverse = unit.reciprocal()
+        constant = (LOG_T if student else -HALF_LOG_2PI) - columns.noise.log() - columns.log_scale
+        unit = columns.noise.expand(m) * (math.sqrt(DEGREES) if student else math.sqrt(2.0))
+        weight = 0.5 * (DEGREES + 1) if student else 1.0
+        self.columns = Columns(bias[:m].clone(), unit.reciprocal(), constant.expand(m).contiguous(), weight, student)
         self.pad = len(bias) - m
         self.one = bias.new_ones(())
 
     def prepared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return targets (n, w), factors (n, w) and constants (n,) of rows (n, m): residual = target + factor * y."""
-        observed = ~x.isnan()
-        target = torch.where(observed, (x - self.bias) * self.inverse, 0.0)
-        factor = torch.where(observed, -self.inverse, 0.0)
-        constant = torch.where(observed, self.constant, 0.0).sum(-1)
+        observed, columns = ~x.isnan(), self.columns
+        target = torch.where(observed, (x - columns.bias) * columns.inverse, 0.0)
+        factor = torch.where(observed, -columns.inverse, 0.0)
+        constant = torch.where(observed, columns.constant, 0.0).sum(-1)
         return F.pad(target, (0, self.pad)), F.pad(factor, (0, self.pad)), constant
 
     def log_prob(self, y: Tensor, target: Tensor, factor: Tensor, constant: Tensor) -> Tensor:
         """Return log p(x|z), (k, n), of decoder outputs (k, n, w), which are overwritten."""
         torch.addcmul(target, y, factor, out=y)
-        if not self.student:
+        if not self.columns.student:
             return constant - y.square_().sum(-1)
         torch.addcmul(self.one, y, y, out=y)
-        return constant - (0.5 * (DEGREES + 1)) * y.log_().sum(-1)
+        return constant - self.columns.weight * y.log_().sum(-1)
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,7 @@ class Rows:
         log_scale: Posterior log standard deviations, (n, l).
         scale: Their exponentials, (n, l).
         spread: Sum of the log standard deviations, (n,).
-        target, factor, constant: See `SummedNormals.prepared`; None where some column is not continuous.
+        target, factor, constant: See `SummedNormals.prepared`; None where torch does not sum over continuous columns.
         context: Classes of the rows, (n,), of a conditional model.
         features: What a ladder's posteriors need of the rows, (n, f).
         root: Lower triangular roots of the posteriors' covariances, (n, l, l), of which `spread` is the log
@@ -160,6 +178,8 @@ class Rows:
     def split(self, height: int) -> list[Rows]:
         """Return all rows in parts of a height, the last of what is left."""
         n = -(-len(self.x) // height)
+        if n == 1:
+            return [self]
         values = (getattr(self, f.name) for f in fields(self))
         parts = ([None] * n if v is None else v.split(height) for v in values)
         return [Rows(*part) for part in zip(*parts, strict=True)]
@@ -216,15 +236,35 @@ class FusedVAE:
 
     @cached_property
     def exact(self) -> FusedVAE:
-        """The same in float32."""
-        return FusedVAE(self.model, "float32")
+        """The same in float32, for the same thread."""
+        return self._in_float32()
+
+    def _in_float32(self) -> Self:
+        other = copy(self)
+        other.precision, other.decoder = "float32", FusedMLP(self.model.decoder)
+        return other
+
+    def copy(self) -> Self:
+        """Return the same for another thread, with the same weights, in a fraction of the time."""
+        other = copy(self)
+        other.encoder, other.decoder = self.encoder.copy(), self.decoder.copy()
+        if self.precision != "float32":
+            other.exact = self.exact.copy()
+        return other
+
+    def steady(self, rows: Rows) -> bool:
+        """Return whether log densities of these rows have the same bits in blocks of any height."""
+        return self.summed is not None and self.decoder.kernel is not None and self.standard and rows.root is None
 
     def rows(self, x: Tensor) -> Rows:
-        """Return rows (n, m) with their posteriors."""
-        latent = self.model.latent
+        """Return rows (n, m), n a multiple of 16, with their posteriors."""
+        latent, compiled = self.model.latent, self.encoder.kernel
+        prepared = self.summed.prepared(x) if self.summed and self.decoder.kernel is None else ()
+        if compiled is not None and self.model.input.plain:
+            found = compiled.posteriors(x, self.encoder.bias, latent, bound=INPUT_BOUND, limit=LOG_SCALE_BOUND)
+            return Rows(x, *found, *prepared)
         y = self.encoder.without_bias(self.model.input(x)) + self.encoder.bias
         mean, log_scale = y[:, :latent], y[:, latent : 2 * latent].clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
-        prepared = self.summed.prepared(x) if self.summed else ()
         return Rows(x, mean.contiguous(), log_scale, log_scale.exp(), log_scale.sum(-1), *prepared)
 
     def log_densities(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,20 +274,37 @@ class FusedVAE:
             rows: The rows; n must be a multiple of 16.
             noise: Standard normal draws, (k, l), shared by all rows, or (k, n, l).
         """
-        z, y = self._decoded(rows, noise)
-        if self.summed is None:
-            log_px = self.model.likelihood.log_prob(self._biased(y), rows.x).sum(-1)
+        compiled = self.decoder.kernel
+        if self.summed is not None and compiled is not None:
+            if self.steady(rows) and noise.dim() == 2:
+                drawn = Drawn(rows.mean, rows.scale, rows.spread, noise)
+                return compiled.log_densities(drawn, rows.x, self.summed.columns)
+            z = self.codes(rows, noise)
+            log_px = compiled.log_px(z, rows.x, self.summed.columns)
         else:
-            assert rows.target is not None
-            assert rows.factor is not None
-            assert rows.constant is not None
-            log_px = self.summed.log_prob(y, rows.target, rows.factor, rows.constant)
+            z, y = self._decoded(rows, noise)
+            if self.summed is not None:
+                assert rows.target is not None
+                assert rows.factor is not None
+                assert rows.constant is not None
+                log_px = self.summed.log_prob(y, rows.target, rows.factor, rows.constant)
+            else:
+                log_px = self.model.likelihood.log_prob(self._biased(y), rows.x).sum(-1)
         known = 0.5 * noise.square().sum(-1, keepdim=noise.dim() == 2) + rows.spread  # -log q(z|x) but for its constant
         if self.standard:
             log_ratio = known - 0.5 * z.square().sum(-1)
         else:
             log_ratio = self.model.prior.log_prob(z) + known + HALF_LOG_2PI * self.model.latent
         return log_px, log_px + log_ratio
+
+    def of_one(self, rows: Rows, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_densities`, each (1, n), of one sample of each row, the one of its index, (1, n)."""
+        compiled = self.decoder.kernel
+        if self.summed is None or compiled is None or not self.steady(rows):
+            return self.log_densities(rows, noise[index])
+        drawn = Drawn(rows.mean, rows.scale, rows.spread, noise)
+        log_px, log_w = compiled.chosen(drawn, rows.x, self.summed.columns, index[0].int())
+        return log_px[None], log_w[None]
 
     def log_px(self, rows: Rows, noise: Tensor) -> Tensor:
         """Return log p(x_c|z) of each column, (k, n, m); their sums are the first of `log_densities`."""
@@ -289,10 +346,27 @@ class FusedEnsemble(FusedVAE):
         self.beta = model.score_beta
         self.second = None if model.second is None else FusedVAE(model.second, precision)
 
+    def copy(self) -> Self:
+        """Return the same for another thread, with the same weights, in a fraction of the time."""
+        other = super().copy()
+        other.second = None if self.second is None else self.second.copy()
+        return other
+
+    def _in_float32(self) -> Self:
+        other = super()._in_float32()
+        other.second = None if self.second is None else self.second.exact
+        return other
+
     def rows(self, x: Tensor) -> Rows:
         """Return rows (n, m) with their posteriors under each autoencoder."""
         rows = super().rows(x)
         return rows if self.second is None else replace(rows, second=self.second.rows(x))
+
+    def steady(self, rows: Rows) -> bool:
+        """Return whether log densities of these rows have the same bits in blocks of any height."""
+        return super().steady(rows) and (
+            self.second is None or (rows.second is not None and self.second.steady(rows.second))
+        )
 
     def log_densities(self, rows: Rows, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and w, each (k, n), both means over the autoencoders."""
@@ -302,6 +376,10 @@ class FusedEnsemble(FusedVAE):
             others = self.second.log_densities(rows.second, noise)
             log_px, log_w = (0.5 * (one + other) for one, other in zip((log_px, log_w), others, strict=True))
         return log_px, log_w if self.beta == 1.0 else torch.lerp(log_px, log_w, self.beta)
+
+    def of_one(self, rows: Rows, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_densities`, each (1, n), of one sample of each row, the one of its index, (1, n)."""
+        return self.log_densities(rows, noise[index])
 
     def log_px(self, rows: Rows, noise: Tensor) -> Tensor:
         """Return log p(x_c|z) of each column, (k, n, m), the mean over the autoencoders."""

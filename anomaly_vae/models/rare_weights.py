@@ -111,9 +111,9 @@ def usual_effective(spread: Tensor, k: int | Tensor) -> Tensor:
         spread: Standard deviations of the log weights, (n,), nats.
         k: Samples, of all rows or of each, (n,).
     """
-    tables = _tables(spread.dtype, spread.device)
-    places = [_place(_log(k, spread), tables.levels), _place(spread.clamp(max=SPREADS[-1]), tables.spreads)]
-    return _interpolated(tables.log_effective, places).exp()
+    tables = _tables(spread.dtype, spread.device, k if isinstance(k, int) else None)
+    along_spread = _place(spread.clamp(max=SPREADS[-1]), tables.spreads)
+    return _interpolated(tables.log_effective, [*_places_of(k, spread, tables), along_spread]).exp()
 
 
 def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
@@ -127,17 +127,20 @@ def unseen_error(spread: Tensor, skewness: Tensor, k: int | Tensor) -> Tensor:
         skewness: Their skewness, (n,), of which `DOUBTED` is not believed; NaN where they do not vary.
         k: Samples, of all rows or of each, (n,).
     """
-    tables = _tables(spread.dtype, spread.device)
+    tables = _tables(spread.dtype, spread.device, k if isinstance(k, int) else None)
     places = [
         _place((-skewness.nan_to_num(0.0) - DOUBTED).clamp(max=SKEWNESSES[-1]), tables.skewnesses),
-        _place(_log(k, spread), tables.levels),
+        *_places_of(k, spread, tables),
         _place(spread.clamp(max=SPREADS[-1]), tables.spreads),
     ]
     return spread * _interpolated(tables.log_ratios, places).exp()
 
 
 class _Tables(NamedTuple):
-    """Both tables on a log scale, the second as ratios of error to spread, and the values along their axes."""
+    """Both tables on a log scale, the second as ratios of error to spread, and the values along their axes.
+
+    Those of one k for all rows have been interpolated to it and have no axis of samples.
+    """
 
     log_effective: Tensor
     log_ratios: Tensor
@@ -148,17 +151,25 @@ class _Tables(NamedTuple):
 
 @lru_cache
 @torch.inference_mode(False)
-def _tables(dtype: torch.dtype, device: torch.device) -> _Tables:
+def _tables(dtype: torch.dtype, device: torch.device, k: int | None) -> _Tables:
     def tensor(values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
     spreads, levels = tensor(SPREADS), tensor([math.log(k) for k in SAMPLES])
     ratios = tensor(ROOT_MEAN_SQUARES) / spreads
-    return _Tables(tensor(EFFECTIVE).log(), ratios.log(), tensor(SKEWNESSES), levels, spreads)
+    log_effective, log_ratios = tensor(EFFECTIVE).log(), ratios.log()
+    if k is not None:
+        below, along = _place(tensor([k]).log(), levels)
+        log_effective, log_ratios = (
+            torch.lerp(table[..., below[0], :], table[..., below[0] + 1, :], along)
+            for table in (log_effective, log_ratios)
+        )
+    return _Tables(log_effective, log_ratios, tensor(SKEWNESSES), levels, spreads)
 
 
-def _log(k: int | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(k, device=like.device).to(like.dtype).log()
+def _places_of(k: int | Tensor, like: Tensor, tables: _Tables) -> list[tuple[Tensor, Tensor]]:
+    """Return the places of each row's number of samples, none where all have the same."""
+    return [] if isinstance(k, int) else [_place(k.to(like).log(), tables.levels)]
 
 
 def _interpolated(table: Tensor, places: Sequence[tuple[Tensor, Tensor]], entry: int | Tensor = 0) -> Tensor:

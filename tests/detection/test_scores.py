@@ -73,6 +73,7 @@ def test_a_cell_that_moves_away_is_ever_stranger():
         assert (np.diff(scores) > 0).all(), (j, sign)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("k", [1, 3, 16])
 @pytest.mark.parametrize("kind", ["ensemble", "likelihood"])

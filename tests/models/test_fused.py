@@ -19,6 +19,7 @@ from anomaly_vae.models.vae import VAE
 from anomaly_vae.options import CONTINUOUS, PRIORS
 from tests.conftest import low_rank_rows, mixed_frame
 
+pytestmark = pytest.mark.usefixtures("arithmetic")
 CONFIG = TrainConfig(latent=3, hidden=(24, 40), steps=150, device="cpu")
 
 
