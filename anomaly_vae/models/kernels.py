@@ -29,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812
 from .networks import MLP
 
 SWITCH = "ANOMALY_VAE_KERNELS"
-FORM = 3
+FORM = 1
 """Of the compiled code, which may be older than this module."""
 HALF = 16
 """Samples are computed in halves of a vector: their number must be a multiple of it."""
