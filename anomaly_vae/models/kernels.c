@@ -85,8 +85,8 @@ VECTOR INLINE __m512 silu(__m512 x) {
 }
 
 /* SiLU for what is then rounded to 8 bits, by a quadratic in each of 32 cells, of t in units of a cell: the nearest whole
-   number is the lowest bits of t plus 1.5 * 2^23, and the last cells, of +-15, go on for ever. */
-VECTOR INLINE __m512 silu_by_cells(__m512 t, const float *cells) {
+   number is the lowest bits of t plus 1.5 * 2^23, and the last cells, of +-15, go on for ever. cells: (3, 2, 16). */
+VECTOR INLINE __m512 silu_by_cells(__m512 t, const __m512 *cells) {
     const __m512 shift = _mm512_set1_ps(12582912.0f);
     const __m512 within = _mm512_range_ps(t, _mm512_set1_ps(15.0f), 2); /* the smaller in size, with the sign of t */
     const __m512 shifted = _mm512_add_ps(within, shift);
@@ -94,8 +94,7 @@ VECTOR INLINE __m512 silu_by_cells(__m512 t, const float *cells) {
     const __m512i cell = _mm512_castps_si512(shifted);
     __m512 p[3];
 #pragma GCC unroll 3
-    for (int i = 0; i < 3; i++)
-        p[i] = _mm512_permutex2var_ps(_mm512_loadu_ps(cells + 32 * i), cell, _mm512_loadu_ps(cells + 32 * i + 16));
+    for (int i = 0; i < 3; i++) p[i] = _mm512_permutex2var_ps(cells[2 * i], cell, cells[2 * i + 1]);
     return _mm512_fmadd_ps(_mm512_fmadd_ps(p[2], f, p[1]), f, p[0]);
 }
 
@@ -175,10 +174,13 @@ MATRIX INLINE void put(uint16_t *to, __m512 even, __m512 odd) {
     _mm512_store_si512(to, _mm512_ternarylogic_epi32(low, high, upper, 0xf8)); /* low | (high & upper) */
 }
 
-/* Features [from, to) activated and rounded, for both halves of the lanes. */
-MATRIX INLINE void activated(const float *in, const float *bias, const float *cells, int64_t from, int64_t to,
-                             uint16_t *left, uint16_t *right) {
-    for (int64_t i = from; i < to; i += 2) {
+/* So many features activated and rounded, for both halves of the lanes. */
+MATRIX INLINE void activated(const float *in, const float *bias, const float *table, int64_t width, uint16_t *left,
+                             uint16_t *right) {
+    __m512 cells[6]; /* kept in registers, which compilers do not dare beside stores */
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; i++) cells[i] = _mm512_loadu_ps(table + 16 * i);
+    for (int64_t i = 0; i < width; i += 2) {
         const float *even = in + i * LANES, *odd = even + LANES;
         const __m512 b = _mm512_set1_ps(bias[i]), c = _mm512_set1_ps(bias[i + 1]);
         put(left + i * 16, silu_by_cells(_mm512_add_ps(_mm512_load_ps(even), b), cells),
@@ -195,8 +197,10 @@ MATRIX INLINE void matrix_product(const uint16_t *in, int64_t inputs, const uint
     const int64_t k = padded(inputs), step = 32;
     const uint16_t *in_right = in + k * 16;
     uint16_t *to_right = to + padded(outputs) * 16;
+    float *last = out;
     for (int64_t o = 0; o < outputs; o += step) {
         const int both = o + step <= outputs;
+        float *here = out + (bias ? o / step % 2 * step : o) * LANES; /* of a hidden layer two steps are kept */
         BARRIER;
         _tile_zero(0);
         _tile_zero(1);
@@ -215,18 +219,20 @@ MATRIX INLINE void matrix_product(const uint16_t *in, int64_t inputs, const uint
             }
         }
         BARRIER;
-        if (bias && o) activated(out, bias, cells, o - step, o, to, to_right); /* while the matrix unit is at work */
+        if (bias && o) activated(last, bias + o - step, cells, step, to + (o - step) * 16, to_right + (o - step) * 16);
         BARRIER;
-        _tile_stored(0, out + o * LANES, LANES * 4);
-        _tile_stored(1, out + o * LANES + 16, LANES * 4);
+        _tile_stored(0, here, LANES * 4);
+        _tile_stored(1, here + 16, LANES * 4);
         if (both) {
-            _tile_stored(2, out + (o + 16) * LANES, LANES * 4);
-            _tile_stored(3, out + (o + 16) * LANES + 16, LANES * 4);
+            _tile_stored(2, here + 16 * LANES, LANES * 4);
+            _tile_stored(3, here + 16 * LANES + 16, LANES * 4);
         }
+        last = here;
     }
     BARRIER;
     if (!bias) return;
-    activated(out, bias, cells, (outputs - 1) / step * step, outputs, to, to_right);
+    const int64_t o = (outputs - 1) / step * step;
+    activated(last, bias + o, cells, outputs - o, to + o * 16, to_right + o * 16);
     for (int64_t i = outputs; i < padded(outputs); i += 2) {
         put(to + i * 16, _mm512_setzero_ps(), _mm512_setzero_ps());
         put(to_right + i * 16, _mm512_setzero_ps(), _mm512_setzero_ps());
