@@ -27,6 +27,8 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(kernels.SWITCH, "off")
     elif not kernels.precisions():
         pytest.skip("no compiled code here")
+    else:
+        monkeypatch.delenv(kernels.SWITCH, raising=False)
     return request.param
 
 

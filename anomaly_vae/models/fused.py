@@ -46,7 +46,7 @@ class FusedMLP:
         self.width_in = network.linear.in_features
         self.width = network.linear.out_features
         self.wide = network.linear.weight.dtype
-        self.bias: Tensor = network.linear.bias.detach()
+        self.bias: Tensor = network.linear.bias.detach().clone()
         self._buffers: dict[tuple[str, int], Tensor] = {}
         self.kernel = kernel(network, precision)
         if self.kernel is not None:
@@ -55,7 +55,7 @@ class FusedMLP:
         self.linear = network.linear.weight.detach().T.contiguous()
         layers = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
         self.layers = [
-            (layer.weight.detach().T.contiguous().to(self.dtype), layer.bias.detach().to(self.dtype))
+            (layer.weight.detach().T.contiguous().to(self.dtype), layer.bias.detach().clone().to(self.dtype))
             for layer in layers
         ]
         self.out = None if network.out is None else network.out.weight.detach().T.contiguous().to(self.dtype)

@@ -25,6 +25,11 @@ PRECISIONS = [
 NEAR = {"float32": 1e-5, "bf16": 0.03}
 
 
+@pytest.fixture(autouse=True)
+def _switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+
+
 def network(inputs: int, hidden: tuple[int, ...], outputs: int) -> MLP:
     """A network whose hidden layers, which start at zero, count."""
     with torch.random.fork_rng(devices=[]):
@@ -206,6 +211,7 @@ def test_what_a_score_is_made_of_is_what_torch_makes(weighted, k):
     assert torch.equal(kernels.reduced(log_w[:, 16:32], weighted=weighted), got[:, 16:32])
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_weights_are_copied():
     net = network(4, (16,), 7)
     fused, z = FusedMLP(net), torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
