@@ -52,13 +52,12 @@ class FusedMLP:
         if self.kernel is not None:
             return
         self.dtype = torch.bfloat16 if precision == "bf16" else self.wide
-        self.linear = network.linear.weight.detach().T.contiguous()
+        self.linear = _turned(network.linear.weight)
         layers = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
         self.layers = [
-            (layer.weight.detach().T.contiguous().to(self.dtype), layer.bias.detach().clone().to(self.dtype))
-            for layer in layers
+            (_turned(layer.weight).to(self.dtype), layer.bias.detach().clone().to(self.dtype)) for layer in layers
         ]
-        self.out = None if network.out is None else network.out.weight.detach().T.contiguous().to(self.dtype)
+        self.out = None if network.out is None else _turned(network.out.weight).to(self.dtype)
 
     def copy(self) -> FusedMLP:
         """Return the same for another thread, with the same weights."""
@@ -95,6 +94,10 @@ class FusedMLP:
         if self.dtype == self.wide:
             return torch.addmm(y, h, self.out, out=y)
         return y.add_(torch.mm(h, self.out, out=self.buffer("part", height, self.width, self.dtype)))
+
+
+def _turned(weight: Tensor) -> Tensor:
+    return weight.detach().T.clone(memory_format=torch.contiguous_format)
 
 
 class SummedNormals:

@@ -324,7 +324,8 @@ def _switched_off() -> bool:
 def _grouped(weight: Tensor) -> Tensor:
     """Return weights (o, i) as (o / 8, i, 8)."""
     outputs, inputs = weight.shape
-    return weight.view(outputs // OUTPUTS, OUTPUTS, inputs).transpose(1, 2).contiguous()
+    groups = weight.reshape(outputs // OUTPUTS, OUTPUTS, inputs).transpose(1, 2)
+    return groups.clone(memory_format=torch.contiguous_format)
 
 
 def _for_matrix_unit(weight: Tensor) -> Tensor:

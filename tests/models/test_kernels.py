@@ -212,12 +212,13 @@ def test_what_a_score_is_made_of_is_what_torch_makes(weighted, k):
 
 
 @pytest.mark.usefixtures("arithmetic")
-def test_weights_are_copied():
-    net = network(4, (16,), 7)
-    fused, z = FusedMLP(net), torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("inputs", [1, 4])
+def test_weights_are_copied(inputs):
+    net = network(inputs, (16,), 7)
+    fused, z = FusedMLP(net), torch.randn(16, inputs, generator=torch.Generator().manual_seed(0))
     before = fused.without_bias(z).clone()
-    net.linear.weight += 1
-    net.layers[0].bias += 1
+    for p in net.parameters():
+        p += 1
     assert torch.equal(fused.without_bias(z), before)
 
 
