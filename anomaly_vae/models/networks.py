@@ -68,8 +68,6 @@ class TableInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the encoder's input, (n, d)."""
         missing = x.isnan()
-        if self.plain:  # the same in fewer steps
-            return torch.cat([x.clamp(-INPUT_BOUND, INPUT_BOUND).masked_fill_(missing, 0.0), missing.to(x.dtype)], 1)
         parts = []
         if self.numeric:
             cells = x.index_select(1, self.numbers_at)
