@@ -29,14 +29,14 @@ help: ## list the targets
 venv: install ## the same as install
 install: $(READY) ## create .venv with the pinned dependencies and this package, editable
 
-$(READY): pyproject.toml constraints.txt anomaly_vae/models/kernels.c
+$(READY): pyproject.toml constraints.txt $(wildcard anomaly_vae/models/*.[ch])
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python must be 3.11 to 3.13, got %d.%d. Name one: make PYTHON=python3.12" % v)'
 	@echo "installing into $(VENV) (pinned by constraints.txt; the first time takes some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
 	@$(COMPILE)
 	@touch $@
-	@$(BIN)/python -c 'import torch; from anomaly_vae.models.kernels import precisions; print("installed: torch", torch.__version__ + "; scores are compiled for:", ", ".join(precisions()) or "none, torch computes them")'
+	@$(BIN)/python -c 'import torch; from anomaly_vae.models.compiled import precisions; print("installed: torch", torch.__version__ + "; compiled for:", ", ".join(precisions()) or "nothing, torch computes all")'
 
 demo: $(READY) ## train, register, batch-score, serve, explain and rebalance on real data (about a minute)
 	@$(BIN)/python pipelines/demo.py

@@ -25,6 +25,7 @@ from .models.family import Model
 from .models.gradients import written_out
 from .models.networks import LANES
 from .models.priors import EXEMPLARS, AggregatedPosterior, Exemplars
+from .models.steps import CompiledGradient, descend
 from .models.team import Team
 from .models.threads import threads_worth
 from .models.vae import VAE, active_units
@@ -247,8 +248,7 @@ def _run_epoch(state: State, rows: _Rows, config: FitConfig, plan: _Plan, team: 
             facts.append(_autograd_step(state, x, batch, weights, beta, config))
         if team is not None:
             team.average(state.flat.gradient, mine, size)
-        state.flat.clip(config.clip_norm)
-        _step(state, rate)
+        _step(state, rate, config.clip_norm, compiled=isinstance(gradient, CompiledGradient))
     loss, kl, reconstruction = (torch.stack(part).mean() for part in zip(*facts, strict=True))
     means = torch.stack([loss, reconstruction - kl, kl, reconstruction])
     if team is not None:
@@ -256,11 +256,15 @@ def _run_epoch(state: State, rows: _Rows, config: FitConfig, plan: _Plan, team: 
     return means
 
 
-def _step(state: State, rate: float) -> None:
+def _step(state: State, rate: float, norm: float, *, compiled: bool) -> None:
     """Let the optimiser take a step; from its second on without its ceremony, which costs as much as a small batch."""
-    (group,), vector = state.optimizer.param_groups, state.flat.vector
+    (group,), flat = state.optimizer.param_groups, state.flat
     group["lr"] = rate
-    slots = state.optimizer.state.get(vector)
+    slots = state.optimizer.state.get(flat.vector)
+    if slots and compiled:
+        descend(flat.vector, flat.gradient, slots, group, norm=norm)
+        return
+    flat.clip(norm)
     if not slots:
         state.optimizer.step()
         return
@@ -268,7 +272,7 @@ def _step(state: State, rate: float) -> None:
     with torch.no_grad():
         slots["step"] += 1
         torch._fused_adamw_(
-            [vector], [state.flat.gradient], [slots["exp_avg"]], [slots["exp_avg_sq"]], [], [slots["step"]],
+            [flat.vector], [flat.gradient], [slots["exp_avg"]], [slots["exp_avg_sq"]], [], [slots["step"]],
             lr=rate, beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
             amsgrad=False, maximize=False,
         )  # fmt: skip

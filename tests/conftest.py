@@ -14,7 +14,7 @@ import torch
 
 from anomaly_vae import Detector, ImageConfig, TrainConfig, fit_detector
 from anomaly_vae.data.schema import Column
-from anomaly_vae.models import kernels
+from anomaly_vae.models import compiled
 from anomaly_vae.models.likelihoods import NOISE_FLOOR
 from anomaly_vae.models.linear import ProbabilisticPCA
 from anomaly_vae.models.vae import VAE
@@ -24,11 +24,11 @@ from anomaly_vae.models.vae import VAE
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What computes decoders when scoring: compiled code, where there is some, and torch."""
     if request.param == "torch":
-        monkeypatch.setenv(kernels.SWITCH, "off")
-    elif not kernels.precisions():
+        monkeypatch.setenv(compiled.SWITCH, "off")
+    elif not compiled.precisions():
         pytest.skip("no compiled code here")
     else:
-        monkeypatch.delenv(kernels.SWITCH, raising=False)
+        monkeypatch.delenv(compiled.SWITCH, raising=False)
     return request.param
 
 

@@ -23,6 +23,7 @@ from .bounds import HALF_LOG_2PI
 from .likelihoods import DEGREES, LOG_T, NOISE_FLOOR, FixedGaussian, Gaussian, StudentT
 from .networks import MLP
 from .priors import StandardNormal
+from .steps import CompiledGradient
 from .vae import LOG_SCALE_BOUND, VAE
 
 SMALL_STEP = 1 << 18
@@ -280,8 +281,8 @@ class FlatParameters:
             p.grad = None
 
 
-def written_out(model: nn.Module, objective: str, rows: int) -> WrittenOutGradient | None:
-    """Return the gradient of a model and an objective for so many rows a step, if it is written out here."""
-    if type(model) is VAE and objective == "elbo" and WrittenOutGradient.serves(model):  # others compute otherwise
-        return WrittenOutGradient(model, rows)
-    return None
+def written_out(model: nn.Module, objective: str, rows: int) -> WrittenOutGradient | CompiledGradient | None:
+    """Return the gradient of a model and an objective for so many rows a step, if it is written out, best compiled."""
+    if type(model) is not VAE or objective != "elbo" or not WrittenOutGradient.serves(model):
+        return None
+    return CompiledGradient(model) if CompiledGradient.serves(model, rows) else WrittenOutGradient(model, rows)

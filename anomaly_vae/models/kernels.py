@@ -11,26 +11,20 @@ Shapes: k samples of each of n rows, h = k n, l inputs, w outputs; n, or h witho
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 from collections.abc import Iterable
 from copy import copy
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from .compiled import Scratch, here, precisions, used
 from .networks import MLP
 
-SWITCH = "ANOMALY_VAE_KERNELS"
-FORM = 1
-"""Of the compiled code, which may be older than this module."""
 HALF = 16
 """Samples are computed in halves of a vector: their number must be a multiple of it."""
 OUTPUTS = 8
@@ -43,8 +37,6 @@ LAST_CELL = 15
 """Beyond its middle, 7.5, SiLU is the identity or zero, to what bfloat16 can tell."""
 LARGEST = 1 << 18
 """Weights of a network at most: 1 MiB, so that they stay in a core's own cache."""
-ALIGNED = 64
-"""Bytes."""
 
 
 class _Network(Structure):
@@ -77,34 +69,6 @@ class _Posteriors(Structure):
         *((name, c_float) for name in ("bound", "limit")),
         *((name, c_void_p) for name in ("x", "bias", "mean", "log_scale", "scale", "spread")),
     )
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled code, None where it was not built (in this form) or the processor has no use for it."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernels{suffix}")
-        if path.exists():
-            found = ctypes.CDLL(str(path))
-            if found.form() != FORM or found.instructions() == 0:
-                return None
-            found.decode.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64]
-            found.decode.restype = None
-            found.scratch_size.argtypes = [c_void_p, c_void_p]
-            found.scratch_size.restype = c_int64
-            found.encode.argtypes = [c_void_p, c_void_p, c_void_p]
-            found.encode.restype = None
-            found.reduced.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p]
-            found.reduced.restype = None
-            return found
-    return None
-
-
-@cache
-def precisions() -> tuple[str, ...]:
-    """Return the precisions for which there is compiled code here, of "float32" and "bf16"."""
-    found = library()
-    return ("float32", "bf16")[: 2 if found.instructions() == 3 else 1] if found is not None else ()
 
 
 class Columns(NamedTuple):
@@ -166,12 +130,12 @@ class Kernel:
             self._linear.data_ptr(),
             self._cells.data_ptr(),
         )
-        self._scratch = self._linear.new_empty(0)
+        self._scratch = Scratch()
 
     def copy(self) -> Kernel:
         """Return the same for another thread, with the same weights."""
         other = copy(self)
-        other._scratch = self._linear.new_empty(0)
+        other._scratch = Scratch()
         return other
 
     def decode(self, z: Tensor) -> Tensor:
@@ -247,8 +211,8 @@ class Kernel:
         x, bias = x.contiguous(), bias.contiguous()
         found = (*x.new_empty(3, n, latent), x.new_empty(n))
         rows = _Posteriors(n, m, latent, bound, limit, *(part.data_ptr() for part in (x, bias, *found)))
-        compiled, network = _here(), byref(self._network)
-        compiled.encode(network, byref(rows), self._room(compiled.scratch_size(network, None)))
+        library, network = here(), byref(self._network)
+        library.encode(network, byref(rows), self._scratch.address(library.scratch_size(network, None)))
         return found
 
     def _rows(self, x: Tensor, columns: Columns, pointers: Iterable[int | None]) -> _Rows:
@@ -269,22 +233,10 @@ class Kernel:
     def _run(self, z: Tensor | None, height: int, y: Tensor | None, rows: _Rows | None, n: int) -> None:
         if height % HALF or n % HALF:
             raise ValueError(f"rows and samples must come in multiples of {HALF}, got {n} rows, {height} samples.")
-        compiled, network, given = _here(), byref(self._network), None if rows is None else byref(rows)
-        scratch = self._room(compiled.scratch_size(network, given))
+        library, network, given = here(), byref(self._network), None if rows is None else byref(rows)
+        scratch = self._scratch.address(library.scratch_size(network, given))
         given_z, into = (None if part is None else part.data_ptr() for part in (z, y))
-        compiled.decode(network, given_z, height, into, given, scratch, self.half)
-
-    def _room(self, size: int) -> int:
-        """Return the address of scratch for so many numbers."""
-        if len(self._scratch) < size + ALIGNED:
-            self._scratch = self._linear.new_empty(size + ALIGNED)
-        return -(-self._scratch.data_ptr() // ALIGNED) * ALIGNED
-
-
-def _here() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found
+        library.decode(network, given_z, height, into, given, scratch, self.half)
 
 
 def kernel(network: MLP, precision: str) -> Kernel | None:
@@ -292,7 +244,7 @@ def kernel(network: MLP, precision: str) -> Kernel | None:
     weight = network.linear.weight
     parameters = sum(p.numel() for p in network.parameters())
     ours = weight.dtype == torch.float32 and weight.device.type == "cpu" and parameters <= LARGEST
-    if not ours or _switched_off() or precision not in precisions():
+    if not ours or not used() or precision not in precisions():
         return None
     return Kernel(network, precision)
 
@@ -309,16 +261,12 @@ def reduced(log_weights: Tensor, *, weighted: bool) -> Tensor | None:
     """
     k, n = log_weights.shape
     ours = log_weights.dtype == torch.float32 and log_weights.device.type == "cpu" and n % HALF == 0 and k > 1
-    if not ours or _switched_off() or not precisions():
+    if not ours or not used():
         return None
     log_weights = log_weights.contiguous()
     found = log_weights.new_empty(5 if weighted else 2, n, dtype=torch.float64)
-    _here().reduced(log_weights.data_ptr(), k, n, weighted, found.data_ptr())
+    here().reduced(log_weights.data_ptr(), k, n, weighted, found.data_ptr())
     return found
-
-
-def _switched_off() -> bool:
-    return os.environ.get(SWITCH) == "off"
 
 
 def _grouped(weight: Tensor) -> Tensor:

@@ -12,22 +12,23 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomaly_vae.models import bounds, kernels
+from anomaly_vae.models import bounds, compiled, kernels
 from anomaly_vae.models.fused import FusedMLP
 from anomaly_vae.models.kernels import Columns, Drawn, Kernel, kernel
 from anomaly_vae.models.networks import MLP
 
 PRECISIONS = [
-    pytest.param(p, marks=pytest.mark.skipif(p not in kernels.precisions(), reason=f"no compiled code for {p} here"))
+    pytest.param(p, marks=pytest.mark.skipif(p not in compiled.precisions(), reason=f"no compiled code for {p} here"))
     for p in ("float32", "bf16")
 ]
 """bfloat16 is compared with float32: its numbers have 8 bits."""
+SOURCES = ("kernels.c", "steps.c")
 NEAR = {"float32": 1e-5, "bf16": 0.03}
 
 
 @pytest.fixture(autouse=True)
 def _switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    monkeypatch.delenv(compiled.SWITCH, raising=False)
 
 
 def network(inputs: int, hidden: tuple[int, ...], outputs: int) -> MLP:
@@ -81,25 +82,25 @@ def test_log_densities_are_those_of_the_definition(precision, latent, hidden, m,
         log_px = plain_log_px(net, z, x, columns)
         log_q = -0.5 * drawn.noise.square().sum(-1, keepdim=True) - drawn.spread
         log_w = log_px - 0.5 * z.square().sum(-1) - log_q
-        compiled = Kernel(net, precision)
-        found = compiled.log_densities(drawn, x, columns)
+        laid_out = Kernel(net, precision)
+        found = laid_out.log_densities(drawn, x, columns)
         for got, wanted in zip(found, (log_px, log_w), strict=True):
             assert ((got - wanted).abs() / wanted.abs().clamp(min=1)).max() < NEAR[precision]
-        assert ((compiled.log_px(z, x, columns) - found[0]).abs() / log_px.abs().clamp(min=1)).max() < NEAR[precision]
-        decoded = compiled.decode(z.reshape(-1, latent))[:, :m] + net.linear.bias[:m]
+        assert ((laid_out.log_px(z, x, columns) - found[0]).abs() / log_px.abs().clamp(min=1)).max() < NEAR[precision]
+        decoded = laid_out.decode(z.reshape(-1, latent))[:, :m] + net.linear.bias[:m]
         assert (decoded - net(z).view(-1, m)).abs().max() < NEAR[precision]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_row_has_the_same_bits_in_any_company(precision):
     columns, x, drawn = columns_of(20, student=True), rows_of(160, 20), drawn_of(160, 33, 8)
-    compiled = Kernel(network(8, (128, 40), 20), precision)
-    whole = compiled.log_densities(drawn, x, columns)
+    laid_out = Kernel(network(8, (128, 40), 20), precision)
+    whole = laid_out.log_densities(drawn, x, columns)
     for rows in (slice(0, 16), slice(16, 48), slice(144, 160), torch.arange(160).flip(0)):
         part = Drawn(*(v[rows] for v in drawn[:3]), drawn.noise)
-        for got, wanted in zip(compiled.copy().log_densities(part, x[rows], columns), whole, strict=True):
+        for got, wanted in zip(laid_out.copy().log_densities(part, x[rows], columns), whole, strict=True):
             assert torch.equal(got, wanted[:, rows])
-    few = compiled.log_densities(drawn._replace(noise=drawn.noise[5:6]), x, columns)[1]
+    few = laid_out.log_densities(drawn._replace(noise=drawn.noise[5:6]), x, columns)[1]
     assert torch.equal(few[0], whole[1][5])
 
 
@@ -131,41 +132,41 @@ def test_the_cells_of_an_activation_are_near_it():
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_does_not_fit_is_refused_before_it_is_read(precision):
-    compiled, columns = Kernel(network(4, (16,), 7), precision), columns_of(7, student=True)
+    laid_out, columns = Kernel(network(4, (16,), 7), precision), columns_of(7, student=True)
     drawn, x = drawn_of(16, 4, 4), rows_of(16, 7)
     with pytest.raises(ValueError, match="multiples of 16"):
-        compiled.decode(torch.zeros(24, 4))
+        laid_out.decode(torch.zeros(24, 4))
     with pytest.raises(ValueError, match=r"inputs must be torch.float32 \(16, 4\), got torch.float64"):
-        compiled.decode(torch.zeros(16, 4, dtype=torch.float64))
+        laid_out.decode(torch.zeros(16, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="inputs must be"):
-        compiled.decode(torch.zeros(16, 5))
+        laid_out.decode(torch.zeros(16, 5))
     with pytest.raises(ValueError, match="mean must be"):
-        compiled.log_densities(drawn_of(32, 4, 4), x, columns)
+        laid_out.log_densities(drawn_of(32, 4, 4), x, columns)
     with pytest.raises(ValueError, match="noise must be"):
-        compiled.log_densities(drawn._replace(noise=torch.zeros(4, 3)), x, columns)
+        laid_out.log_densities(drawn._replace(noise=torch.zeros(4, 3)), x, columns)
     with pytest.raises(ValueError, match="bias must be"):
-        compiled.log_densities(drawn, rows_of(16, 8), columns)
+        laid_out.log_densities(drawn, rows_of(16, 8), columns)
     with pytest.raises(ValueError, match="at most 16 columns"):
-        compiled.log_densities(drawn, rows_of(16, 17), columns_of(17, student=True))
+        laid_out.log_densities(drawn, rows_of(16, 17), columns_of(17, student=True))
     with pytest.raises(ValueError, match="multiples of 16"):
-        compiled.log_densities(drawn_of(8, 4, 4), rows_of(8, 7), columns)
+        laid_out.log_densities(drawn_of(8, 4, 4), rows_of(8, 7), columns)
     turned = rows_of(7, 16).T
-    assert torch.equal(compiled.log_densities(drawn, turned, columns)[0],
-                       compiled.log_densities(drawn, turned.contiguous(), columns)[0])  # fmt: skip
+    assert torch.equal(laid_out.log_densities(drawn, turned, columns)[0],
+                       laid_out.log_densities(drawn, turned.contiguous(), columns)[0])  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_one_sample_of_each_row_is_one_of_all(precision):
-    compiled, columns = Kernel(network(8, (128,), 20), precision), columns_of(20, student=True)
+    laid_out, columns = Kernel(network(8, (128,), 20), precision), columns_of(20, student=True)
     drawn, x = drawn_of(48, 33, 8), rows_of(48, 20)
     index = torch.randint(33, (48,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     for one, of_all in zip(
-        compiled.chosen(drawn, x, columns, index), compiled.log_densities(drawn, x, columns), strict=True
+        laid_out.chosen(drawn, x, columns, index), laid_out.log_densities(drawn, x, columns), strict=True
     ):
         assert torch.equal(one, of_all.gather(0, index[None].long())[0])
     for outside in (-1, 33):
         with pytest.raises(ValueError, match="numbered from 0 to 32"):
-            compiled.chosen(drawn, x, columns, torch.full((48,), outside, dtype=torch.int32))
+            laid_out.chosen(drawn, x, columns, torch.full((48,), outside, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[:1])
@@ -193,7 +194,7 @@ def test_posteriors_are_those_of_torch(precision, latent, hidden, m):
         Kernel(net, precision).posteriors(x, bias, net.linear.out_features, bound=10.0, limit=7.0)
 
 
-@pytest.mark.skipif(not kernels.precisions(), reason="no compiled code here")
+@pytest.mark.skipif(not compiled.precisions(), reason="no compiled code here")
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("k", [2, 16, 64, 1000])
 def test_what_a_score_is_made_of_is_what_torch_makes(weighted, k):
@@ -227,25 +228,25 @@ def test_networks_that_it_does_not_suit_are_left_to_torch(monkeypatch):
     assert kernel(wide, "float32") is None
     assert kernel(network(4, (16,), 7).double(), "float32") is None
     here = kernel(network(4, (16,), 7), "float32") is not None
-    assert here == ("float32" in kernels.precisions())
-    monkeypatch.setenv(kernels.SWITCH, "off")
+    assert here == ("float32" in compiled.precisions())
+    monkeypatch.setenv(compiled.SWITCH, "off")
     assert kernel(network(4, (16,), 7), "float32") is None
 
 
 def test_code_of_another_form_is_left_alone(monkeypatch):
-    monkeypatch.setattr(kernels, "FORM", -1)
-    kernels.library.cache_clear()
-    kernels.precisions.cache_clear()
+    monkeypatch.setattr(compiled, "FORM", -1)
+    compiled.library.cache_clear()
+    compiled.precisions.cache_clear()
     try:
-        assert kernels.precisions() == ()
+        assert compiled.precisions() == ()
         assert kernel(network(4, (16,), 7), "float32") is None
     finally:
-        kernels.library.cache_clear()
-        kernels.precisions.cache_clear()
+        compiled.library.cache_clear()
+        compiled.precisions.cache_clear()
 
 
-def test_the_source_compiles_without_a_warning_and_says_the_form(tmp_path):
-    source, into = Path(kernels.__file__).with_name("kernels.c"), tmp_path / "kernels.so"
+def test_the_sources_compile_without_a_warning_and_says_the_form(tmp_path):
+    sources, into = [str(Path(kernels.__file__).with_name(name)) for name in SOURCES], tmp_path / "compiled.so"
     try:
         subprocess.run(["cc", "--version"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -253,8 +254,8 @@ def test_the_source_compiles_without_a_warning_and_says_the_form(tmp_path):
     if sys.platform != "linux":
         pytest.skip("written for Linux")
     done = subprocess.run(
-        ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(into), str(source)],
+        ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(into), *sources],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert ctypes.CDLL(str(into)).form() == kernels.FORM
+    assert ctypes.CDLL(str(into)).form() == compiled.FORM

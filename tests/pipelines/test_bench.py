@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from anomaly_vae import TrainConfig, fit_detector
-from anomaly_vae.models import kernels
+from anomaly_vae.models import compiled
 
 pytestmark = pytest.mark.whole
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
@@ -31,7 +31,7 @@ def test_the_chain_multiplies_the_shapes_that_scoring_multiplies(
     """Multiply-adds of the chain against those that PyTorch counts while rows are scored, by its own operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setenv(kernels.SWITCH, "off")
+    monkeypatch.setenv(compiled.SWITCH, "off")
     monkeypatch.setattr(bench, "COLUMNS", 6)
     whole_groups = 1024
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(whole_groups, 6)), columns=list("abcdef"))

@@ -1,0 +1,189 @@
+"""Steps of training as compiled code (`steps.c`): the gradient that `gradients` writes out, and AdamW.
+
+Through numpy or torch a step of some dozen rows costs what its two hundred operations cost to call, and one of some
+hundred rows what they cost in memory. Compiled code takes 32 rows forward and back through both networks at once. It is
+there where that of `kernels` is, and takes the steps of networks that stay in a core's own cache and are worth one
+thread; any others numpy or torch take, with the same result to rounding.
+
+Shapes: k posterior samples, b rows of a batch, m columns, d encoder input, l latent width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import POINTER, Array, Structure, byref, c_float, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .bounds import HALF_LOG_2PI
+from .compiled import Scratch, here, used
+from .likelihoods import DEGREES, LOG_T, NOISE_FLOOR, FixedGaussian, Gaussian, StudentT
+from .networks import MLP
+from .threads import worth_threads
+from .vae import LOG_SCALE_BOUND, VAE
+
+LARGEST = 1 << 18
+"""Weights of a model at most: with their gradients and what AdamW keeps of them they take 4 MiB."""
+
+
+class _Trained(Structure):
+    _fields_ = (
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("layers", c_int64),
+        ("widths", POINTER(c_int64)),
+        *((name, POINTER(c_void_p)) for name in ("weights", "biases", "weight_gradients", "bias_gradients")),
+    )
+
+
+class _Batch(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "columns", "latent", "samples")),
+        *((name, c_float) for name in ("beta", "bound", "floor", "degrees")),
+        *((name, c_void_p) for name in ("filled", "observed", "entered", "noise", "weights")),
+        *((name, c_void_p) for name in ("constant", "fixed", "noise_log", "noise_gradient")),
+        *((name, c_void_p) for name in ("loss", "kl", "reconstruction")),
+    )
+
+
+class _Adam(Structure):
+    _fields_ = (
+        ("size", c_int64),
+        *((name, c_void_p) for name in ("weights", "first", "second", "gradient")),
+        *((name, c_float) for name in ("norm", "epsilon", "keep", "step", "inverse_root", "share1", "beta2", "share2")),
+    )
+
+
+class CompiledGradient:
+    """Computes the loss of a batch and the gradients of all parameters, as `gradients.WrittenOutGradient` does.
+
+    Args:
+        model: The model, every parameter of which has a `grad` to be written into. Both must stay where they are in
+            memory.
+    """
+
+    def __init__(self, model: VAE) -> None:
+        (head,) = model.likelihood.heads.values()
+        assert isinstance(head, Gaussian)
+        student = isinstance(head, StudentT)
+        self._constant = (LOG_T if student else -HALF_LOG_2PI) - head.log_scale
+        self._encoder, self._decoder = _trained(model.encoder), _trained(model.decoder)
+        self._shapes = (model.columns, model.encoder.linear.in_features, model.latent)
+        self._batch = _Batch(
+            columns=model.columns, latent=model.latent, bound=LOG_SCALE_BOUND, floor=NOISE_FLOOR,
+            degrees=DEGREES if student else 0.0, constant=self._constant.data_ptr(),
+        )  # fmt: skip
+        if isinstance(head, FixedGaussian):
+            self._fixed = dict(head.named_buffers())["noise"].contiguous()
+            self._batch.fixed = self._fixed.data_ptr()
+        else:
+            self._batch.noise_log = head.noise_log.data_ptr()
+            self._batch.noise_gradient = _gradient(head.noise_log).data_ptr()
+        self._scratch = Scratch()
+
+    @staticmethod
+    def serves(model: VAE, rows: int) -> bool:
+        """Return whether there is compiled code here for a model, of a kind that gradients are written out for.
+
+        Args:
+            model: The model.
+            rows: Rows of a batch times posterior samples.
+        """
+        parameters = list(model.parameters())
+        ours = all(p.dtype == torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in parameters)
+        fits = sum(p.numel() for p in parameters) <= LARGEST and not worth_threads(rows * model.largest_product)
+        return ours and fits and used()
+
+    def __call__(
+        self,
+        filled: Tensor,
+        observed: Tensor,
+        entered: Tensor,
+        noise: Tensor,
+        *,
+        beta: float,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Set the gradients of the mean over rows of -weight * beta-ELBO.
+
+        Args:
+            filled: Encoded rows, (b, m), 0 where missing.
+            observed: 1 where they are not missing, 0 where they are, (b, m).
+            entered: The encoder's input, (b, d).
+            noise: Standard normal draws, (k, b, l).
+            beta: Weight of the KL term.
+            weights: Weight of each row, (b,).
+
+        Returns:
+            The loss, the KL and the reconstruction of each row, (b,).
+        """
+        (columns, width, latent), (samples, rows) = self._shapes, noise.shape[:2]
+        batch, found, kept = self._batch, noise.new_empty(3, rows), []  # until the call is over
+        given: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
+            ("filled", filled, (rows, columns)),
+            ("observed", observed, (rows, columns)),
+            ("entered", entered, (rows, width)),
+            ("noise", noise, (samples, rows, latent)),
+            ("weights", weights, (rows,)),
+        )
+        for name, part, shape in given:
+            if part is None:
+                setattr(batch, name, None)
+                continue
+            if part.dtype != torch.float32 or part.shape != shape or part.device.type != "cpu":
+                raise ValueError(
+                    f"{name} must be float32 {shape}, got {part.dtype} {tuple(part.shape)} on {part.device}."
+                )
+            kept.append(part.contiguous())
+            setattr(batch, name, kept[-1].data_ptr())
+        batch.rows, batch.samples, batch.beta = rows, samples, beta
+        loss, kl, reconstruction = found
+        batch.loss, batch.kl, batch.reconstruction = loss.data_ptr(), kl.data_ptr(), reconstruction.data_ptr()
+        library, all_given = here(), (byref(self._encoder), byref(self._decoder), byref(batch))
+        library.gradient(*all_given, self._scratch.address(library.step_scratch(*all_given)))
+        return loss, kl, reconstruction
+
+
+def descend(weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], group: dict[str, Any], *, norm: float) -> None:
+    """Take a step of AdamW by a gradient, scaled down to a norm if its own is larger.
+
+    Args:
+        weights: Changed in place, (n,).
+        gradient: Shape (n,).
+        slots: State of `torch.optim.AdamW` after a step.
+        group: Its settings.
+        norm: Largest norm of the gradient.
+    """
+    steps = slots["step"].add_(1).item()
+    (beta1, beta2), rate = group["betas"], group["lr"]
+    adam = _Adam(
+        len(weights), weights.data_ptr(), slots["exp_avg"].data_ptr(), slots["exp_avg_sq"].data_ptr(),
+        gradient.data_ptr(), norm, group["eps"], 1 - rate * group["weight_decay"], rate / (1 - beta1**steps),
+        (1 - beta2**steps) ** -0.5, 1 - beta1, beta2, 1 - beta2,
+    )  # fmt: skip
+    here().descend(byref(adam))
+
+
+def _trained(network: MLP) -> _Trained:
+    hidden = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
+    weights = [network.linear.weight, *(layer.weight for layer in hidden)]
+    if network.out is not None:
+        weights.append(network.out.weight)
+    biases = [network.linear.bias, *(layer.bias for layer in hidden)]
+    return _Trained(
+        network.linear.in_features, network.linear.out_features, len(hidden),
+        (c_int64 * len(hidden))(*(layer.out_features for layer in hidden)),
+        _places(weights), _places(biases),
+        _places([_gradient(p) for p in weights]), _places([_gradient(p) for p in biases]),
+    )  # fmt: skip
+
+
+def _places(tensors: Sequence[Tensor]) -> Array[c_void_p]:
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
