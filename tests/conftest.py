@@ -22,7 +22,7 @@ from anomaly_vae.models.vae import VAE
 
 @pytest.fixture(params=["compiled", "torch"])
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What computes decoders when scoring: compiled code, where there is some, and torch."""
+    """What computes scores and steps of training: compiled code, where there is some, and torch or numpy."""
     if request.param == "torch":
         monkeypatch.setenv(compiled.SWITCH, "off")
     elif not compiled.precisions():

@@ -1,10 +1,8 @@
-"""A network of `fused` as compiled code, where it was built and the processor has the instructions.
+"""A network of `fused` as compiled code (`kernels.c`), where there is some (`compiled`).
 
 torch computes one layer of a block of samples after the other, each from memory to memory, and beside products of 128
-numbers activations, biases and densities take longer than the products. `kernels.c` takes 32 samples through all layers
-at once. It is built with the package where there is a C compiler, asks for AVX-512, in bfloat16 also for AMX, and is
-used for networks that stay in a core's own cache. Anywhere else torch computes the same, to rounding: nothing but time
-depends on it. The environment variable ANOMALY_VAE_KERNELS=off leaves it unused.
+numbers activations, biases and densities take longer than the products. Compiled code takes 32 samples through all
+layers at once. It is used for networks that stay in a core's own cache, and in bfloat16 asks for AMX.
 
 Shapes: k samples of each of n rows, h = k n, l inputs, w outputs; n, or h without rows, a multiple of 16.
 """

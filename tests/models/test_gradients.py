@@ -81,6 +81,7 @@ def test_flat_parameters_are_views_until_released():
     assert all(p.grad is None and p.untyped_storage().nbytes() == p.numel() * 8 for p in model.parameters())
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("change", [{}, {"input_noise": 0.0}, {"continuous": "gaussian", "train_k": 3}])
 def test_training_by_either_gradient_ends_alike(change, monkeypatch):
     from anomaly_vae import training
