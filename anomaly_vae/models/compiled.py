@@ -31,6 +31,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "step_scratch": ([c_void_p] * 3, c_int64),
     "gradient": ([c_void_p] * 4, None),
     "descend": ([c_void_p], None),
+    "normal_masses": ([c_void_p, c_void_p, c_int64, c_void_p], None),
 }
 
 

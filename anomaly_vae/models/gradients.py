@@ -283,6 +283,8 @@ class FlatParameters:
 
 def written_out(model: nn.Module, objective: str, rows: int) -> WrittenOutGradient | CompiledGradient | None:
     """Return the gradient of a model and an objective for so many rows a step, if it is written out, best compiled."""
-    if type(model) is not VAE or objective != "elbo" or not WrittenOutGradient.serves(model):
+    if type(model) is not VAE or objective != "elbo":
         return None
-    return CompiledGradient(model) if CompiledGradient.serves(model, rows) else WrittenOutGradient(model, rows)
+    if CompiledGradient.serves(model, rows):
+        return CompiledGradient(model)
+    return WrittenOutGradient(model, rows) if WrittenOutGradient.serves(model) else None

@@ -47,12 +47,6 @@ typedef struct {
     float *mean, *log_scale, *scale, *spread;   /* (rows, latent) thrice, and (rows,): the sum of the log scales */
 } Posteriors;
 
-/* e^x for x <= 0: 0 from where float32 has no more normal numbers. */
-VECTOR INLINE __m512 weight(__m512 x) {
-    const __m512 least = _mm512_set1_ps(-87.0f);
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLE_UQ), exponential(_mm512_max_ps(least, x)));
-}
-
 VECTOR INLINE __m512 silu(__m512 x) { return _mm512_mul_ps(x, sigmoid(x)); }
 
 /* SiLU for what is then rounded to 8 bits, by a quadratic in each of 32 cells, of t in units of a cell: the nearest whole
@@ -404,7 +398,7 @@ VECTOR void reduced(const float *w, int64_t k, int64_t n, int64_t weighted, doub
         for (int64_t j = 0; j < k; j++) {
             const __m512 apart = _mm512_sub_ps(_mm512_loadu_ps(w + j * n + i), level);
             sum = _mm512_add_ps(sum, apart);
-            if (weighted) weights = _mm512_add_ps(weights, weight(apart));
+            if (weighted) weights = _mm512_add_ps(weights, up_to_one(apart));
         }
         const __m512 mean = _mm512_div_ps(sum, samples), mean_weight = _mm512_div_ps(weights, samples);
         __m512 second = zero, third = zero, squares = zero, spread = zero;
@@ -412,7 +406,7 @@ VECTOR void reduced(const float *w, int64_t k, int64_t n, int64_t weighted, doub
             const __m512 apart = _mm512_sub_ps(_mm512_loadu_ps(w + j * n + i), level), d = _mm512_sub_ps(apart, mean);
             second = _mm512_fmadd_ps(d, d, second);
             if (!weighted) continue;
-            const __m512 v = weight(apart), e = _mm512_sub_ps(v, mean_weight);
+            const __m512 v = up_to_one(apart), e = _mm512_sub_ps(v, mean_weight);
             third = _mm512_fmadd_ps(_mm512_mul_ps(d, d), d, third);
             squares = _mm512_fmadd_ps(v, v, squares);
             spread = _mm512_fmadd_ps(e, e, spread);

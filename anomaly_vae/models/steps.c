@@ -4,7 +4,7 @@ A lane of a vector holds a row. LANES rows go forward and back through both netw
 all that is kept of them stays in a core's own caches; only gradients of weights are added up over rows. Arrays inside
 are (features, LANES), or where a sum over rows is to come (LANES, features). */
 
-#include "vectors.h"
+#include "densities.h"
 
 #ifdef COMPILED
 
@@ -20,13 +20,12 @@ typedef struct {
 
 typedef struct {
     int64_t rows, columns, latent, samples;
-    float beta;                                 /* weight of the KL term */
-    float bound, floor, degrees;                /* of log scales, of noise; of freedom, or 0 for Gaussian columns */
+    int64_t heads, width;                       /* width: of all heads' outputs */
+    const Head *head;
+    float beta, bound;                          /* weight of the KL term; of log scales */
     const float *filled, *observed;             /* (rows, columns): cells, 0 where missing; 1, and 0 where missing */
     const float *entered;                       /* (rows, inputs of the encoder) */
     const float *noise, *weights;               /* (samples, rows, latent); (rows,), or null for equal ones */
-    const float *constant, *fixed, *noise_log;  /* (columns,): of the densities; one of the others is null */
-    float *noise_gradient;                      /* (columns,), with noise_log */
     float *loss, *kl, *reconstruction;          /* (rows,) */
 } Batch;
 
@@ -42,14 +41,6 @@ typedef struct {
 static int64_t round_up(int64_t width) { return (width + 15) / 16 * 16; }
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-VECTOR INLINE __mmask16 up_to(int64_t count) {
-    return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
-}
-
-VECTOR INLINE __m512 between(__m512 x, float least, float most) { /* NaN stays NaN */
-    return _mm512_min_ps(_mm512_set1_ps(most), _mm512_max_ps(_mm512_set1_ps(least), x));
-}
 
 /* 16 vectors of 16. */
 VECTOR INLINE void transpose(__m512 *v) {
@@ -289,7 +280,6 @@ typedef struct {
     float *entered, *encoded, *dencoded;               /* of the encoder: input, output, its gradient */
     float *cells, *seen;                               /* of the rows */
     float *z, *turned, *dz, *spread, *scale, *decoded; /* of a sample: codes, also by rows; scale times noise, scale */
-    float *inverse, *constant, *ratio, *pulled;        /* of columns; see noise_levels */
     float *kept, *kept_too, *rest;
 } Room;
 
@@ -318,10 +308,6 @@ static int64_t laid_out(const Trained *encoder, const Trained *decoder, const Ba
         {&room->spread, l},
         {&room->scale, l},
         {&room->decoded, decoder->outputs * LANES},
-        {&room->inverse, m},
-        {&room->constant, m},
-        {&room->ratio, m},
-        {&room->pulled, m * 16},
         {&room->kept, kept_size(encoder)},
         {&room->kept_too, kept_size(decoder)},
         {&room->rest, 2 * most * LANES},
@@ -338,26 +324,6 @@ static int64_t laid_out(const Trained *encoder, const Trained *decoder, const Ba
 int64_t step_scratch(const Trained *encoder, const Trained *decoder, const Batch *batch) {
     Room room;
     return laid_out(encoder, decoder, batch, 0, &room);
-}
-
-/* Of each column: 1 / noise, log p(x|z) at no distance, the noise's derivative in its parameter over the noise, and
-   what pulls at it, a vector of lanes, nothing so far. */
-VECTOR static void noise_levels(const Batch *batch, const Room *room) {
-    for (int64_t c = 0; c < batch->columns; c += 16) {
-        const __mmask16 there = up_to(batch->columns - c);
-        __m512 noise, scale = _mm512_setzero_ps();
-        if (batch->fixed) noise = _mm512_mask_loadu_ps(_mm512_set1_ps(1.0f), there, batch->fixed + c);
-        else {
-            scale = exponential(between(_mm512_maskz_loadu_ps(there, batch->noise_log + c), -87.0f, 87.0f));
-            noise = _mm512_add_ps(scale, _mm512_set1_ps(batch->floor));
-        }
-        const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), noise);
-        const __m512 known = _mm512_maskz_loadu_ps(there, batch->constant + c);
-        _mm512_store_ps(room->inverse + c, inverse);
-        _mm512_store_ps(room->constant + c, _mm512_sub_ps(known, logarithm(noise)));
-        _mm512_store_ps(room->ratio + c, _mm512_mul_ps(scale, inverse));
-        for (int j = 0; j < 16; j++) _mm512_store_ps(room->pulled + (c + j) * 16, _mm512_setzero_ps());
-    }
 }
 
 /* What holds for all samples of a half of the rows: weights, scales of the posteriors. */
@@ -397,35 +363,13 @@ VECTOR INLINE void drawn(const Batch *batch, const Room *room, Sums *sums, const
 
 /* Add up log p(x|z) of a half of the rows, and put the loss's gradient in the decoder's outputs in their place. */
 VECTOR INLINE void densities(const Batch *batch, const Room *room, Sums *sums, int half) {
-    const float *cells = room->cells + 16 * half, *seen = room->seen + 16 * half;
-    float *y = room->decoded + 16 * half;
-    const __m512 degrees = _mm512_set1_ps(batch->degrees), more = _mm512_set1_ps(batch->degrees + 1.0f);
-    const int student = batch->degrees > 0.0f;
-    const __m512 part = _mm512_set1_ps(student ? 1.0f / batch->degrees : 1.0f), share = sums->share[half];
-    __m512 sum = _mm512_setzero_ps(), rest = _mm512_set1_ps(1.0f), known = sum;
-    for (int64_t c = 0; c < batch->columns; c++) {
-        const __m512 there = _mm512_load_ps(seen + c * LANES), level = _mm512_set1_ps(room->inverse[c]);
-        const __m512 apart = _mm512_sub_ps(_mm512_load_ps(cells + c * LANES), _mm512_load_ps(y + c * LANES));
-        const __m512 r = _mm512_mul_ps(apart, _mm512_mul_ps(there, level));
-        known = _mm512_fmadd_ps(there, _mm512_set1_ps(room->constant[c]), known);
-        __m512 pull = r;
-        if (student) {
-            const __m512 square = _mm512_fmadd_ps(r, r, degrees), t = _mm512_mul_ps(square, part);
-            pull = _mm512_div_ps(_mm512_mul_ps(r, more), square);
-            sum = _mm512_add_ps(sum, _mm512_getexp_ps(t)); /* the logarithm of a product: exponents, and the rest */
-            rest = _mm512_mul_ps(rest, _mm512_getmant_ps(t, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src));
-            if (c % 64 == 63) { /* before the product of so many numbers below 2 leaves float32 */
-                sum = _mm512_add_ps(sum, _mm512_getexp_ps(rest));
-                rest = _mm512_getmant_ps(rest, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
-            }
-        } else sum = _mm512_fmadd_ps(r, r, sum);
-        _mm512_store_ps(y + c * LANES, _mm512_mul_ps(pull, _mm512_mul_ps(share, level)));
-        const __m512 before = _mm512_load_ps(room->pulled + c * 16), each = _mm512_fmsub_ps(pull, r, there);
-        _mm512_store_ps(room->pulled + c * 16, _mm512_fmadd_ps(each, share, before));
+    const int64_t at = 16 * half;
+    for (int64_t i = 0; i < batch->heads; i++) {
+        const Head *head = batch->head + i;
+        float *y = room->decoded + at;
+        const __m512 log_px = log_density(head, room->cells + at, room->seen + at, y, sums->share[half]);
+        sums->log_px[half] = _mm512_add_ps(sums->log_px[half], log_px);
     }
-    if (student) sum = _mm512_mul_ps(_mm512_fmadd_ps(sum, _mm512_set1_ps(LN2), logarithm(rest)), more);
-    const __m512 log_px = _mm512_fnmadd_ps(sum, _mm512_set1_ps(0.5f), known);
-    sums->log_px[half] = _mm512_add_ps(sums->log_px[half], log_px);
 }
 
 /* Add what a sample pulls at its posterior, by the density and by the KL term. */
@@ -471,7 +415,8 @@ VECTOR void gradient(const Trained *encoder, const Trained *decoder, const Batch
     const int64_t b = batch->rows, m = batch->columns, l = batch->latent, d = encoder->inputs;
     Room room;
     laid_out(encoder, decoder, batch, scratch, &room);
-    noise_levels(batch, &room);
+    for (int64_t i = 0; i < batch->heads; i++)
+        if (batch->head[i].inverse) noise_levels(batch->head + i);
     cleared(room.z, round_up(l) * LANES); /* also beyond the latents, which stay so */
     for (int64_t first = 0; first < b; first += LANES) {
         const int64_t count = smaller(LANES, b - first);
@@ -488,7 +433,7 @@ VECTOR void gradient(const Trained *encoder, const Trained *decoder, const Batch
             rows_of(room.z, round_up(l), room.turned);
             network_forward(decoder, room.z, room.kept_too, room.decoded);
             for (int half = 0; half < 2; half++) densities(batch, &room, &sums, half);
-            cleared(room.decoded + m * LANES, (decoder->outputs - m) * LANES);
+            cleared(room.decoded + batch->width * LANES, (decoder->outputs - batch->width) * LANES);
             network_back(decoder, room.decoded, room.turned, round_up(l), count, room.kept_too, room.dz, first || s,
                          room.rest);
             pulled_posterior(batch, &room, &sums);
@@ -497,8 +442,17 @@ VECTOR void gradient(const Trained *encoder, const Trained *decoder, const Batch
         network_back(encoder, room.dencoded, batch->entered + first * d, d, count, room.kept, 0, first > 0, room.rest);
         for (int half = 0; half < 2; half++) told(batch, &sums, first, count, half);
     }
-    for (int64_t c = 0; c < m && batch->noise_log; c++)
-        batch->noise_gradient[c] = _mm512_reduce_add_ps(_mm512_load_ps(room.pulled + c * 16)) * room.ratio[c];
+    for (int64_t i = 0; i < batch->heads; i++)
+        if (batch->head[i].noise_gradient) pulled_noise(batch->head + i);
+}
+
+/* Of n pairs a < b the log of the standard normal mass between them. */
+VECTOR void normal_masses(const double *a, const double *b, int64_t n, double *to) {
+    for (int64_t i = 0; i < n; i += 8) {
+        const __mmask8 there = (__mmask8)up_to(smaller(n - i, 8));
+        const __m512d from = _mm512_maskz_loadu_pd(there, a + i), till = _mm512_maskz_loadu_pd(there, b + i);
+        _mm512_mask_storeu_pd(to + i, there, normal_mass(from, till).value);
+    }
 }
 
 VECTOR INLINE __m512 root(__m512 x) { /* of what is not negative; to the last bits */

@@ -30,6 +30,12 @@ VECTOR INLINE __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
+/* e^x for x <= 0: 0 from where float32 has no more normal numbers. */
+VECTOR INLINE __m512 up_to_one(__m512 x) {
+    const __m512 least = _mm512_set1_ps(-87.0f);
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLE_UQ), exponential(_mm512_max_ps(least, x)));
+}
+
 /* 1 / (1 + e^-x); the reciprocal is of 14 bits, and a step of Newton's doubles them. */
 VECTOR INLINE __m512 sigmoid(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f);
