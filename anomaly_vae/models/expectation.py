@@ -57,6 +57,9 @@ STATISTICS_AT_ONCE = 1 << 16
 """Rows times statistics computed at once, within the processor's caches."""
 FEWEST_AT_ONCE = 256
 """Rows computed at once, at least: fewer would make the products too narrow to be fast."""
+FEW_VALUES = 64
+"""Distinct values up to which the columns that are independent given the class are looked up together."""
+VALUES_AT_ONCE = 512
 GAP_CELLS = 1 << 18
 """Cells of the matrices of rows with gaps held at once, at most."""
 
@@ -102,7 +105,9 @@ class Expectation:
         self.sizes = [len(part) for part in parts]
         self.others = torch.cat([x.new_ones(1, len(x)), *parts])
         self.overall = [part.sum(1) for part in parts]
-        self.codes, self.distinct = _distinct(self.singles)
+        self.codes, self.distinct, self.values = _distinct(self.singles)
+        others = (n for n, column in zip(self.values, self.columns, strict=True) if column.kind != "count")
+        self.few = max(FEW_VALUES, *others, 0)
         self._buffers: dict[int, Tensor] = {}
 
     @property
@@ -194,8 +199,15 @@ class Expectation:
         """Return log p of each distinct value of each single column in each class, (s * values, K)."""
         if self.model.likelihood is None:
             return None
-        table = self.model.likelihood.log_prob(self.model.heads, self.distinct)
-        return table.permute(2, 1, 0).reshape(-1, self.model.classes)
+        likelihood, heads = self.model.likelihood, self.model.heads
+        few = likelihood.log_prob(heads, self.distinct[: self.few])
+        found = [[few[:, :count, i].T] for i, count in enumerate(self.values)]
+        many = [i for i, count in enumerate(self.values) if count > self.few]
+        for start in range(self.few, max(self.values), VALUES_AT_ONCE) if many else ():
+            rest = self.distinct[start : start + VALUES_AT_ONCE, many]
+            for i, log_p in zip(many, likelihood.log_prob_of_counts(heads, rest, many).unbind(-1), strict=True):
+                found[i].append(log_p[:, : max(0, self.values[i] - start)].T)
+        return torch.cat([part for parts in found for part in parts])
 
     def _gap_blocks(self) -> Iterator[slice]:
         first, n = self.complete, len(self.cells)
@@ -297,19 +309,21 @@ def _nearest(x: Tensor, centres: Tensor) -> Tensor:
     return (0.5 * centres.square().sum(1) - x @ centres.T).argmin(1)
 
 
-def _distinct(singles: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each cell's value stands in the list of all columns' values, (n, s), and the values, (v, s).
+def _distinct(singles: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Return where each cell's value stands in the list of all columns' values, (n, s), the values, and how many.
 
-    Columns of fewer distinct values than others are padded with missing ones.
+    The values are (v, s): columns of fewer distinct ones than others are padded with missing ones. A missing cell is
+    one of a column's values, the last.
     """
     found = [np.unique(cell.numpy(), return_inverse=True) for cell in singles.T]
-    most = max((len(values) for values, _ in found), default=0)
-    distinct = singles.new_full((most, len(found)), torch.nan)
-    codes = torch.empty(singles.shape, dtype=torch.long)
+    counts = [len(values) for values, _ in found]
+    distinct = singles.new_full((max(counts, default=0), len(found)), torch.nan)
+    codes, first = torch.empty(singles.shape, dtype=torch.long), 0
     for i, (values, places) in enumerate(found):
         distinct[: len(values), i] = torch.from_numpy(values)
-        codes[:, i] = torch.from_numpy(places) + i * most
-    return codes, distinct
+        codes[:, i] = torch.from_numpy(places) + first
+        first += len(values)
+    return codes, distinct, counts
 
 
 def _statistics(cells: Tensor, column: Column) -> Tensor:

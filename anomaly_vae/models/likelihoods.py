@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -252,6 +252,10 @@ class Counts:
         value = _log_normal_mass(a, b).to(self.location.dtype)
         return torch.where(x < 0, self.unseen.log(), value + torch.log1p(-self.unseen))
 
+    def of(self, columns: Sequence[int]) -> Counts:
+        """Return the distribution of some of the columns."""
+        return replace(self, **{field.name: getattr(self, field.name)[..., columns] for field in fields(self)})
+
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one count each, (..., g)."""
         return self._rounded(self.location + self.noise * torch.randn(self.location.shape, generator=generator))
@@ -413,6 +417,12 @@ class TableLikelihood(nn.Module):
             for d, js in zip(self._distributions(h), self.groups, strict=True)
         ]
         return self._in_order(parts).masked_fill(missing, 0.0)
+
+    def log_prob_of_counts(self, h: Tensor, x: Tensor, columns: Sequence[int]) -> Tensor:
+        """Return `log_prob` of some count columns alone, (..., n, c), for their cells (n, c)."""
+        (counts,) = ((d, js) for d, js in zip(self._distributions(h), self.groups, strict=True) if isinstance(d, Counts))
+        alone = counts[0].of([counts[1].index(column) for column in columns])
+        return alone.log_prob(x.nan_to_num(0.0)).masked_fill(x.isnan(), 0.0)
 
     def mean(self, h: Tensor) -> Tensor:
         """Return expected cells, encoded, (..., m)."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anomaly_vae.data.schema import Schema
+from anomaly_vae.models import expectation
 from anomaly_vae.models.expectation import Expectation
 from anomaly_vae.models.mixture import ClassMixture
 from anomaly_vae.models.vae import VAE
@@ -38,14 +39,20 @@ def _expected_row_by_row(model, cells, share):
     return sums, products
 
 
+@pytest.mark.parametrize("few", [1, expectation.FEW_VALUES])
 @pytest.mark.parametrize("bent", [False, True])
-def test_expected_statistics_are_the_textbooks(table, bent):
+def test_expected_statistics_are_the_textbooks(table, bent, few, monkeypatch):
+    """However many values are looked up together."""
+    monkeypatch.setattr(expectation, "FEW_VALUES", few)
+    monkeypatch.setattr(expectation, "VALUES_AT_ONCE", 2)
     schema, x = table
     weight = torch.rand(len(x), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weight /= weight.mean()
     model = ClassMixture.fitted(schema.modelled, x, classes=3, seed=0, bent=bent, weights=weight)
     x = x.double()
-    mean, moments = Expectation(model, x, weight)._expected()
+    e = Expectation(model, x, weight)
+    assert few > 1 or max(e.values) > e.few + 3  # some are looked up apart
+    mean, moments = e._expected()
     joint = model._joint_log_density(x)
     log_density = torch.logsumexp(joint, 0)
     cells, log_slope = model.seen(x)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from anomaly_vae.data.schema import Column
-from anomaly_vae.models.likelihoods import LIKELIHOODS, TableLikelihood
+from anomaly_vae.models.likelihoods import LIKELIHOODS, TableLikelihood, _log_normal_mass
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.options import TrainConfig
 
@@ -67,7 +68,9 @@ def test_samples_have_the_stated_mean(name):
         assert counts[0].item() / 40_000 == pytest.approx(stated.item(), abs=0.03)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("location", [-3.0, 0.0, 2.0, 6.0])
+@torch.no_grad()
 def test_counts_have_the_mass_that_scipy_gives_their_cell(location):
     """From the lower tail to the upper, in narrow and wide cells."""
     head = LIKELIHOODS["rounded_log_normal"]([COLUMNS["rounded_log_normal"]])
@@ -80,6 +83,30 @@ def test_counts_have_the_mass_that_scipy_gives_their_cell(location):
     low, high = np.where(flip, -b, a), np.where(flip, -a, b)
     wanted = stats.norm.logcdf(high) + np.log1p(-np.exp(stats.norm.logcdf(low) - stats.norm.logcdf(high)))
     np.testing.assert_allclose(got[:, 0].detach().numpy(), wanted + np.log1p(-1e-6), rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_the_normal_mass_keeps_its_digits_in_either_tail():
+    points = torch.tensor(
+        [-1e8, -1e4, -38.0, -9.0, -3.0, -0.5, 0.0, 1e-4, 0.2, 1.0, 5.0, 8.5, 40.0, 1e3], dtype=torch.float64
+    )
+    widths = torch.tensor([1e-6, 5e-4, 2e-3, 0.1, 1.0, 30.0, 1e4], dtype=torch.float64)
+    a = points.repeat_interleave(len(widths))
+    b = a + widths.repeat(len(points))
+    got = _log_normal_mass(a, b)
+    with mpmath.workdps(60):
+        for low, high, value in zip(a.tolist(), b.tolist(), got.tolist(), strict=True):
+            wanted = _exact_log_mass(low, high)
+            near = 1e-6 if high - low < 1e-3 else 1e-11  # density times width
+            assert value == pytest.approx(wanted, rel=near, abs=near), (low, high)
+
+
+def _exact_log_mass(a: float, b: float) -> float:
+    low, high = (mpmath.mpf(v) / mpmath.sqrt(2) for v in ((-b, -a) if a > 0 else (a, b)))
+    mass = (
+        (mpmath.erfc(-high) - mpmath.erfc(-low)) / 2 if high <= 0 else 1 - (mpmath.erfc(high) + mpmath.erfc(-low)) / 2
+    )
+    return float(mpmath.log(mass))
 
 
 @pytest.mark.parametrize("gate", [-30.0, -1.0, 0.3, 30.0])
