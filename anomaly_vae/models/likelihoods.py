@@ -420,8 +420,9 @@ class TableLikelihood(nn.Module):
 
     def log_prob_of_counts(self, h: Tensor, x: Tensor, columns: Sequence[int]) -> Tensor:
         """Return `log_prob` of some count columns alone, (..., n, c), for their cells (n, c)."""
-        (counts,) = ((d, js) for d, js in zip(self._distributions(h), self.groups, strict=True) if isinstance(d, Counts))
-        alone = counts[0].of([counts[1].index(column) for column in columns])
+        pairs = zip(self._distributions(h), self.groups, strict=True)
+        ((counts, group),) = ((d, js) for d, js in pairs if isinstance(d, Counts))
+        alone = counts.of([group.index(column) for column in columns])
         return alone.log_prob(x.nan_to_num(0.0)).masked_fill(x.isnan(), 0.0)
 
     def mean(self, h: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Steps of training as compiled code (`steps.c`): the gradient that `gradients` writes out, and AdamW.
+"""Steps of training as compiled code (`steps.c`): the gradient of the negative beta-ELBO of a table, and AdamW.
 
-Through numpy or torch a step of some dozen rows costs what its two hundred operations cost to call, and one of some
-hundred rows what they cost in memory. Compiled code takes 32 rows forward and back through both networks at once. It is
-there where that of `kernels` is, and takes the steps of networks that stay in a core's own cache and are worth one
-thread; any others numpy or torch take, with the same result to rounding.
+Through numpy or torch a step of some dozen rows costs what its two hundred operations cost to call, with columns of
+several kinds under automatic differentiation some two thousand; one of some hundred rows costs what they move through
+memory. Compiled code takes 32 rows forward and back through both networks and all densities at once. It takes the steps
+of tables with a standard normal prior whose networks stay in a core's own caches and are worth one thread; any others
+`gradients` and automatic differentiation take, with the same result to rounding.
 
 Shapes: k posterior samples, b rows of a batch, m columns, d encoder input, l latent width.
 """
