@@ -32,6 +32,34 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return request.param
 
 
+def columns_of_every_kind() -> list[Column]:
+    """Columns without data, several of a kind, in no order."""
+    return [
+        Column(name="a", kind="categorical", dtype="str", categories=tuple("pqrstuv"), unseen=0.01),
+        Column(name="b", kind="continuous", dtype="float64", scale=3.0),
+        Column(name="c", kind="count", dtype="int64", center=2.0, scale=1.5, unseen=0.001),
+        Column(name="d", kind="binary", dtype="str", categories=("n", "y"), unseen=0.02),
+        Column(name="e", kind="count", dtype="int64", center=9.0, scale=0.1, unseen=0.002),
+        Column(name="f", kind="categorical", dtype="str", categories=tuple("xy"), unseen=0.03),
+        Column(name="g", kind="continuous", dtype="float64"),
+        Column(name="h", kind="count", dtype="int64", center=0.1, scale=0.3, unseen=0.004),
+    ]
+
+
+def rows_of_every_kind(b: int) -> torch.Tensor:
+    """Encoded rows of `columns_of_every_kind`, with unseen values, zeros, counts in either tail, and gaps, (b, 8)."""
+    generator = torch.Generator().manual_seed(b)
+
+    def whole(top: int) -> torch.Tensor:
+        return torch.randint(0, top, (b,), generator=generator).float()
+
+    counts = (torch.randn(b, generator=generator) * 3 + 2).exp().round(), whole(20_000), whole(3)
+    real = 2 * torch.randn(2, b, generator=generator)
+    x = torch.stack([whole(8), real[0], counts[0], whole(3), counts[1], whole(3), real[1], counts[2]], 1)
+    x[:, [2, 4, 7]] = torch.where(torch.rand(b, 3, generator=generator) < 0.1, -1.0, x[:, [2, 4, 7]])
+    return x.masked_fill(torch.rand(x.shape, generator=generator) < 0.15, torch.nan)
+
+
 def mixed_frame(n: int, seed: int = 0) -> pd.DataFrame:
     """A table with every kind of column, dependent columns, and missing cells."""
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
-/* Densities of the columns of a table, as likelihoods.py has them, and their slopes, for 16 rows at once; see steps.c.
+/* Densities of the columns of a table, as likelihoods.py has them, and their slopes, for 16 rows at once; see heads.py.
 
-Cells, marks of what is not missing and outputs of the decoder are (features, LANES). */
+Cells, marks of what is not missing and outputs of the decoder are (features, LANES). Where `slopes` is not 0, what a
+density's logarithm gains with an output, times the row's share, takes the output's place. */
 
 #include "vectors.h"
 
@@ -16,7 +17,8 @@ typedef struct {
     float *noise_gradient;                      /* with noise_log */
     const float *known, *unseen;                /* of discrete columns: log(1 - u), log(u), u the mass of the unseen */
     const float *center, *scale;                /* of log counts */
-    float *inverse, *level, *ratio, *pulled;    /* room of so many numbers, rounded up to 16s; pulled: 16 times that */
+    float *inverse, *level;                     /* 1 / noise, log p(x|z) at no distance */
+    float *ratio, *pulled;                      /* of training: see noise_levels; 16 numbers a column of the latter */
 } Head;
 
 VECTOR INLINE __mmask16 up_to(int64_t count) {
@@ -33,38 +35,14 @@ VECTOR INLINE __m512 log_sigmoid(__m512 x) {
     return _mm512_sub_ps(_mm512_min_ps(zero, x), logarithm(_mm512_add_ps(one, fade)));
 }
 
-/* Of each column with noise: 1 / noise, log p(x|z) at no distance, the noise's derivative in its parameter over the
-   noise, and what pulls at it, a vector of lanes, nothing so far. */
-VECTOR static void noise_levels(const Head *head) {
-    for (int64_t c = 0; c < head->columns; c += 16) {
-        const __mmask16 there = up_to(head->columns - c);
-        __m512 noise, scale = _mm512_setzero_ps();
-        if (head->fixed) noise = _mm512_mask_loadu_ps(_mm512_set1_ps(1.0f), there, head->fixed + c);
-        else {
-            scale = exponential(between(_mm512_maskz_loadu_ps(there, head->noise_log + c), -87.0f, 87.0f));
-            noise = _mm512_add_ps(scale, _mm512_set1_ps(head->floor));
-        }
-        const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), noise);
-        const __m512 known = head->constant ? _mm512_maskz_loadu_ps(there, head->constant + c) : _mm512_setzero_ps();
-        _mm512_storeu_ps(head->inverse + c, inverse);
-        _mm512_storeu_ps(head->level + c, _mm512_sub_ps(known, logarithm(noise)));
-        _mm512_storeu_ps(head->ratio + c, _mm512_mul_ps(scale, inverse));
-        for (int j = 0; j < 16; j++) _mm512_storeu_ps(head->pulled + (c + j) * 16, _mm512_setzero_ps());
-    }
-}
-
 /* Add what 16 rows pull at a column's noise. */
 VECTOR INLINE void pull(const Head *head, int64_t c, __m512 each, __m512 share) {
     _mm512_storeu_ps(head->pulled + c * 16, _mm512_fmadd_ps(each, share, _mm512_loadu_ps(head->pulled + c * 16)));
 }
 
-VECTOR static void pulled_noise(const Head *head) {
-    for (int64_t c = 0; c < head->columns; c++)
-        head->noise_gradient[c] = _mm512_reduce_add_ps(_mm512_loadu_ps(head->pulled + c * 16)) * head->ratio[c];
-}
-
 /* Gaussian and Student t columns. */
-VECTOR INLINE __m512 continuous(const Head *head, const float *cells, const float *seen, float *y, __m512 share) {
+VECTOR INLINE __m512 continuous(const Head *head, const float *cells, const float *seen, float *y, __m512 share,
+                                const int slopes) {
     const __m512 degrees = _mm512_set1_ps(head->degrees), more = _mm512_set1_ps(head->degrees + 1.0f);
     const int student = head->kind == STUDENT;
     const __m512 part = _mm512_set1_ps(student ? 1.0f / head->degrees : 1.0f);
@@ -78,7 +56,7 @@ VECTOR INLINE __m512 continuous(const Head *head, const float *cells, const floa
         __m512 slope = r;
         if (student) {
             const __m512 square = _mm512_fmadd_ps(r, r, degrees), t = _mm512_mul_ps(square, part);
-            slope = _mm512_div_ps(_mm512_mul_ps(r, more), square);
+            if (slopes) slope = _mm512_div_ps(_mm512_mul_ps(r, more), square);
             sum = _mm512_add_ps(sum, _mm512_getexp_ps(t)); /* the logarithm of a product: exponents, and the rest */
             rest = _mm512_mul_ps(rest, _mm512_getmant_ps(t, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src));
             if (c % 64 == 63) { /* before the product of so many numbers below 2 leaves float32 */
@@ -86,6 +64,7 @@ VECTOR INLINE __m512 continuous(const Head *head, const float *cells, const floa
                 rest = _mm512_getmant_ps(rest, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
             }
         } else sum = _mm512_fmadd_ps(r, r, sum);
+        if (!slopes) continue;
         _mm512_store_ps(y, _mm512_mul_ps(slope, _mm512_mul_ps(share, inverse)));
         pull(head, c, _mm512_fmsub_ps(slope, r, there), share);
     }
@@ -94,7 +73,8 @@ VECTOR INLINE __m512 continuous(const Head *head, const float *cells, const floa
 }
 
 /* Two values, 0 and 1, by the logit of the second; 2 is unseen. */
-VECTOR INLINE __m512 binary(const Head *head, const float *cells, const float *seen, float *y, __m512 share) {
+VECTOR INLINE __m512 binary(const Head *head, const float *cells, const float *seen, float *y, __m512 share,
+                            const int slopes) {
     const __m512 zero = _mm512_setzero_ps();
     __m512 sum = zero;
     for (int64_t c = 0; c < head->columns; c++, y += LANES) {
@@ -105,16 +85,18 @@ VECTOR INLINE __m512 binary(const Head *head, const float *cells, const float *s
         const __m512 logit = _mm512_load_ps(y), towards = _mm512_mask_sub_ps(logit, first, zero, logit);
         const __m512 value = _mm512_add_ps(log_sigmoid(towards), _mm512_set1_ps(head->known[c]));
         const __m512 all = _mm512_mask_blend_ps(known, _mm512_set1_ps(head->unseen[c]), value);
+        sum = _mm512_fmadd_ps(there, all, sum);
+        if (!slopes) continue;
         const __m512 part = _mm512_maskz_mul_ps(known, share, there);
         const __m512 size = _mm512_mul_ps(part, sigmoid(_mm512_sub_ps(zero, towards)));
-        sum = _mm512_fmadd_ps(there, all, sum);
         _mm512_store_ps(y, _mm512_mask_sub_ps(size, first, zero, size));
     }
     return sum;
 }
 
 /* A softmax over the known categories; a cell of another is as many as there are. */
-VECTOR INLINE __m512 categorical(const Head *head, const float *cells, const float *seen, float *y, __m512 share) {
+VECTOR INLINE __m512 categorical(const Head *head, const float *cells, const float *seen, float *y, __m512 share,
+                                 const int slopes) {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t c = 0; c < head->columns; c++) {
         const int64_t at = head->cells[c] * LANES, size = head->sizes[c];
@@ -125,13 +107,13 @@ VECTOR INLINE __m512 categorical(const Head *head, const float *cells, const flo
             const __m512 apart = _mm512_sub_ps(_mm512_load_ps(y + j * LANES), top), e = up_to_one(apart);
             own = _mm512_mask_mov_ps(own, _mm512_cmp_ps_mask(x, _mm512_set1_ps((float)j), _CMP_EQ_OQ), apart);
             mass = _mm512_add_ps(mass, e);
-            _mm512_store_ps(y + j * LANES, e);
+            if (slopes) _mm512_store_ps(y + j * LANES, e);
         }
         const __mmask16 known = _mm512_cmp_ps_mask(x, _mm512_set1_ps((float)size), _CMP_LT_OQ);
         const __m512 value = _mm512_add_ps(_mm512_sub_ps(own, logarithm(mass)), _mm512_set1_ps(head->known[c]));
         sum = _mm512_fmadd_ps(there, _mm512_mask_blend_ps(known, _mm512_set1_ps(head->unseen[c]), value), sum);
         const __m512 part = _mm512_maskz_mul_ps(known, share, there), each = _mm512_div_ps(part, mass);
-        for (int64_t j = 0; j < size; j++) {
+        for (int64_t j = 0; slopes && j < size; j++) {
             const __mmask16 here = _mm512_cmp_ps_mask(x, _mm512_set1_ps((float)j), _CMP_EQ_OQ);
             const __m512 wanted = _mm512_maskz_mov_ps(here, part);
             _mm512_store_ps(y + j * LANES, _mm512_fnmadd_ps(_mm512_load_ps(y + j * LANES), each, wanted));
@@ -243,7 +225,8 @@ VECTOR INLINE __m512 joined(__m512d a, __m512d b) {
 }
 
 /* Counts, by their locations and, of zero-inflated columns, then logits of an extra 0; -1 is no count. */
-VECTOR INLINE __m512 counts(const Head *head, const float *cells, const float *seen, float *y, __m512 share) {
+VECTOR INLINE __m512 counts(const Head *head, const float *cells, const float *seen, float *y, __m512 share,
+                            const int slopes) {
     const __m512 zero = _mm512_setzero_ps();
     float *gates = y + head->columns * LANES;
     __m512 sum = zero;
@@ -270,10 +253,11 @@ VECTOR INLINE __m512 counts(const Head *head, const float *cells, const float *s
             const __m512 weight = _mm512_mask_div_ps(_mm512_set1_ps(1.0f), none, a, both);
             all = _mm512_mask_add_ps(counting, none, top, logarithm(both));
             const __m512 outwards = _mm512_mul_ps(_mm512_sub_ps(_mm512_set1_ps(1.0f), weight), shut);
-            _mm512_store_ps(gates, _mm512_mul_ps(part, _mm512_fnmadd_ps(weight, open, outwards)));
+            if (slopes) _mm512_store_ps(gates, _mm512_mul_ps(part, _mm512_fnmadd_ps(weight, open, outwards)));
             part = _mm512_mul_ps(part, weight);
         }
         sum = _mm512_fmadd_ps(there, _mm512_mask_blend_ps(known, _mm512_set1_ps(head->unseen[c]), all), sum);
+        if (!slopes) continue;
         const __m512 slope = _mm512_mul_ps(joined(parts[0].slope, parts[1].slope), _mm512_set1_ps(head->inverse[c]));
         _mm512_store_ps(y, _mm512_mul_ps(part, slope));
         pull(head, c, joined(parts[0].pull, parts[1].pull), part);
@@ -281,15 +265,16 @@ VECTOR INLINE __m512 counts(const Head *head, const float *cells, const float *s
     return sum;
 }
 
-/* log p(x|z) of 16 rows by a head, in whose outputs' place go slopes times each row's share. */
-VECTOR INLINE __m512 log_density(const Head *head, const float *cells, const float *seen, float *y, __m512 share) {
+/* log p(x|z) of 16 rows by a head. */
+VECTOR INLINE __m512 log_density(const Head *head, const float *cells, const float *seen, float *y, __m512 share,
+                                 const int slopes) {
     y += head->output * LANES;
     switch (head->kind) {
-    case BERNOULLI: return binary(head, cells, seen, y, share);
-    case CATEGORICAL: return categorical(head, cells, seen, y, share);
+    case BERNOULLI: return binary(head, cells, seen, y, share, slopes);
+    case CATEGORICAL: return categorical(head, cells, seen, y, share, slopes);
     case ROUNDED:
-    case ZERO_INFLATED: return counts(head, cells, seen, y, share);
-    default: return continuous(head, cells, seen, y, share);
+    case ZERO_INFLATED: return counts(head, cells, seen, y, share, slopes);
+    default: return continuous(head, cells, seen, y, share, slopes);
     }
 }
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .bounds import HALF_LOG_2PI
-from .kernels import Columns, Drawn, kernel
+from .heads import Heads
+from .kernels import AnyColumns, Columns, Drawn, kernel
 from .likelihoods import DEGREES, LOG_T, Gaussian, Heavy, Normals
 from .networks import INPUT_BOUND, MLP
 from .priors import StandardNormal
@@ -236,6 +237,9 @@ class FusedVAE:
         if len(heads) == 1 and isinstance(heads[0], Gaussian):
             zeros = self.decoder.bias.new_zeros(1, heads[0].width)
             self.summed = SummedNormals(heads[0](zeros), self.decoder.bias)
+        self.columns: Columns | AnyColumns | None = None if self.summed is None else self.summed.columns
+        if self.columns is None and self.decoder.kernel is not None and Heads.serve(model.likelihood):
+            self.columns = AnyColumns(self.decoder.bias, Heads(model.likelihood, trained=False))
 
     @cached_property
     def exact(self) -> FusedVAE:
@@ -257,7 +261,7 @@ class FusedVAE:
 
     def steady(self, rows: Rows) -> bool:
         """Return whether log densities of these rows have the same bits in blocks of any height."""
-        return self.summed is not None and self.decoder.kernel is not None and self.standard and rows.root is None
+        return self.columns is not None and self.decoder.kernel is not None and self.standard and rows.root is None
 
     def rows(self, x: Tensor) -> Rows:
         """Return rows (n, m), n a multiple of 16, with their posteriors."""
@@ -278,12 +282,12 @@ class FusedVAE:
             noise: Standard normal draws, (k, l), shared by all rows, or (k, n, l).
         """
         compiled = self.decoder.kernel
-        if self.summed is not None and compiled is not None:
+        if self.columns is not None and compiled is not None:
             if self.steady(rows) and noise.dim() == 2:
                 drawn = Drawn(rows.mean, rows.scale, rows.spread, noise)
-                return compiled.log_densities(drawn, rows.x, self.summed.columns)
+                return compiled.log_densities(drawn, rows.x, self.columns)
             z = self.codes(rows, noise)
-            log_px = compiled.log_px(z, rows.x, self.summed.columns)
+            log_px = compiled.log_px(z, rows.x, self.columns)
         else:
             z, y = self._decoded(rows, noise)
             if self.summed is not None:
@@ -303,10 +307,10 @@ class FusedVAE:
     def of_one(self, rows: Rows, noise: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return `log_densities`, each (1, n), of one sample of each row, the one of its index, (1, n)."""
         compiled = self.decoder.kernel
-        if self.summed is None or compiled is None or not self.steady(rows):
+        if self.columns is None or compiled is None or not self.steady(rows):
             return self.log_densities(rows, noise[index])
         drawn = Drawn(rows.mean, rows.scale, rows.spread, noise)
-        log_px, log_w = compiled.chosen(drawn, rows.x, self.summed.columns, index[0].int())
+        log_px, log_w = compiled.chosen(drawn, rows.x, self.columns, index[0].int())
         return log_px[None], log_w[None]
 
     def log_px(self, rows: Rows, noise: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ the path around the hidden layers, activations, distances and sums are float32.
 
 Elsewhere, and on processors without these instructions, `instructions` says so, and the same is computed by torch. */
 
-#include "vectors.h"
+#include "densities.h"
 
 int form(void) { return 2; } /* of what follows and of steps.c, as Python calls it: raise both with any change of it */
 
@@ -33,7 +33,9 @@ typedef struct {
     int64_t rows, columns, student;           /* rows: a multiple of 16, which samples go round */
     float weight;                             /* log p(x|z) is constant - weight * distance */
     const float *x;                           /* (rows, columns), NaN = missing */
-    const float *bias, *inverse, *constant;   /* (columns,): a residual is (x - bias - output) * inverse */
+    const float *bias, *inverse, *constant;   /* (columns,): a residual is (x - bias - output) * inverse; or where */
+    const Head *head;                         /* there are heads, for columns of any kind: bias (outputs,) alone */
+    int64_t heads;
     const float *mean, *scale, *spread;       /* of the posteriors: (rows, inputs) twice, sum of log scales (rows,); */
     const float *noise;                       /* (k, inputs): these four where no codes are given */
     const int32_t *chosen;                    /* (rows,): the one sample that each row has, or null: all have all k */
@@ -240,6 +242,33 @@ VECTOR INLINE __m512 prepared(const Rows *rows, int64_t first, float *target, fl
     return constant;
 }
 
+/* Cells and marks of what is not missing of 16 rows, (columns, LANES) from where they are for `log_density`. */
+VECTOR INLINE void marked(const Rows *rows, int64_t first, float *cells, float *seen) {
+    const __m512i at = places(rows->columns);
+    for (int64_t c = 0; c < rows->columns; c++) {
+        const __m512 x = _mm512_i32gather_ps(at, rows->x + first * rows->columns + c, 4);
+        const __mmask16 there = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+        _mm512_store_ps(cells + c * LANES, _mm512_maskz_mov_ps(there, x));
+        _mm512_store_ps(seen + c * LANES, _mm512_maskz_mov_ps(there, _mm512_set1_ps(1.0f)));
+    }
+}
+
+/* Where 16 rows begin: every second 16 in the other half of the lanes. */
+VECTOR INLINE int64_t beginning(const Rows *rows, int64_t first) {
+    return first / LANES * LANES * rows->columns + first % LANES;
+}
+
+/* log p(x|z) of 16 rows by all heads; y: outputs without bias, which it gets. */
+VECTOR static __m512 of_heads(const Rows *rows, const float *cells, const float *seen, float *y, int64_t outputs) {
+    const __m512 none = _mm512_setzero_ps();
+    __m512 sum = none;
+    for (int64_t j = 0; j < outputs; j++)
+        _mm512_store_ps(y + j * LANES, _mm512_add_ps(_mm512_load_ps(y + j * LANES), _mm512_set1_ps(rows->bias[j])));
+    for (int64_t i = 0; i < rows->heads; i++)
+        sum = _mm512_add_ps(sum, log_density(rows->head + i, cells, seen, y, none, 0));
+    return sum;
+}
+
 /* Sum over columns of r^2, or of ln(1 + r^2): that of the exponents, and one logarithm of the product of the rest. */
 VECTOR INLINE __m512 distance(const float *y, const float *target, const float *factor, int64_t columns, int student) {
     __m512 sum = _mm512_setzero_ps(), rest = _mm512_set1_ps(1.0f);
@@ -292,7 +321,7 @@ MATRIX static void tiles_end(void) { _tile_release(); }
 /* Numbers of float32 that `decode` wants as scratch, from an address that is a multiple of 64. */
 int64_t scratch_size(const Network *net, const Rows *rows) {
     const int64_t inside = (net->inputs + net->outputs + 2 * widest(net)) * LANES;
-    return inside + (rows ? rows->rows * (2 * rows->columns + 2 * net->inputs + 1) : 0);
+    return inside + (rows ? (rows->rows + 16) * (2 * rows->columns + 2 * net->inputs + 1) : 0);
 }
 
 /* Decode codes to y (height, outputs), without the last bias, or to log densities; either of y and rows may be null.
@@ -300,12 +329,14 @@ int64_t scratch_size(const Network *net, const Rows *rows) {
 VECTOR void decode(const Network *net, const float *z, int64_t height, float *y, const Rows *rows, float *scratch,
                    int64_t bf16) {
     const int64_t l = net->inputs, w = net->outputs, n = rows ? rows->rows : 0, m = rows ? rows->columns : 0;
-    const int64_t used = y ? w : (m + OUTPUTS - 1) / OUTPUTS * OUTPUTS; /* of the outputs */
+    const int64_t heads = rows ? rows->heads : 0;
+    const int64_t used = y || heads ? w : (m + OUTPUTS - 1) / OUTPUTS * OUTPUTS; /* of the outputs */
     float *codes = scratch, *decoded = codes + l * LANES, *rest = decoded + w * LANES;
-    float *target = rest + 2 * widest(net) * LANES, *factor = target + n * m, *constant = factor + n * m;
-    float *mean = constant + n, *scale = mean + n * l;
+    float *target = rest + 2 * widest(net) * LANES, *factor = target + (n + 16) * m, *constant = factor + (n + 16) * m;
+    float *mean = constant + n, *scale = mean + n * l; /* target and factor: with heads, cells and marks */
     for (int64_t i = 0; i < n; i += 16) {
-        _mm512_store_ps(constant + i, prepared(rows, i, target + i * m, factor + i * m));
+        if (heads) marked(rows, i, target + beginning(rows, i), factor + beginning(rows, i));
+        else _mm512_store_ps(constant + i, prepared(rows, i, target + i * m, factor + i * m));
         if (z) continue;
         turned(rows->mean + i * l, l, mean + i * l, 16);
         turned(rows->scale + i * l, l, scale + i * l, 16);
@@ -325,13 +356,19 @@ VECTOR void decode(const Network *net, const float *z, int64_t height, float *y,
         }
         (bf16 ? decoded_bf16 : decoded_float32)(net, codes, decoded, used, rest);
         for (int half = 0; half < 2; half++) {
-            const float *ours = decoded + 16 * half;
+            float *ours = decoded + 16 * half;
             for (int64_t j = 0; y && j < w; j++)
                 _mm512_i32scatter_ps(y + first[half] * w + j, at, _mm512_load_ps(ours + j * LANES), 4);
             if (!rows) continue;
             const int64_t row = first[half] % n;
-            const __m512 far = distance(ours, target + row * m, factor + row * m, m, rows->student != 0);
-            const __m512 px = _mm512_fnmadd_ps(far, _mm512_set1_ps(rows->weight), _mm512_load_ps(constant + row));
+            __m512 px;
+            if (heads) {
+                const int64_t from = beginning(rows, row);
+                px = of_heads(rows, target + from, factor + from, ours, w);
+            } else {
+                const __m512 far = distance(ours, target + row * m, factor + row * m, m, rows->student != 0);
+                px = _mm512_fnmadd_ps(far, _mm512_set1_ps(rows->weight), _mm512_load_ps(constant + row));
+            }
             _mm512_storeu_ps(rows->log_px + first[half], px);
             if (z) continue;
             const __m512 known = _mm512_add_ps(ratio[half], _mm512_loadu_ps(rows->spread + row));

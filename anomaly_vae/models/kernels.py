@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .compiled import Scratch, here, precisions, used
+from .heads import Head, Heads
 from .networks import MLP
 
 HALF = 16
@@ -56,7 +57,10 @@ class _Rows(Structure):
         ("columns", c_int64),
         ("student", c_int64),
         ("weight", c_float),
-        *((name, c_void_p) for name in ("x", "bias", "inverse", "constant", "mean", "scale", "spread", "noise")),
+        *((name, c_void_p) for name in ("x", "bias", "inverse", "constant")),
+        ("head", POINTER(Head)),
+        ("heads", c_int64),
+        *((name, c_void_p) for name in ("mean", "scale", "spread", "noise")),
         *((name, c_void_p) for name in ("chosen", "log_px", "log_w")),
     )
 
@@ -80,6 +84,13 @@ class Columns(NamedTuple):
     constant: Tensor
     weight: float
     student: bool
+
+
+class AnyColumns(NamedTuple):
+    """Columns of any kind by the heads of their likelihood; `bias` of all outputs, (w,)."""
+
+    bias: Tensor
+    heads: Heads
 
 
 class Drawn(NamedTuple):
@@ -144,7 +155,7 @@ class Kernel:
         self._run(z, len(z), y, None, 0)
         return y
 
-    def log_px(self, codes: Tensor, x: Tensor, columns: Columns) -> Tensor:
+    def log_px(self, codes: Tensor, x: Tensor, columns: Columns | AnyColumns) -> Tensor:
         """Return log p(x|z), (k, n).
 
         Args:
@@ -159,7 +170,7 @@ class Kernel:
         self._run(codes, k * n, None, self._rows(x, columns, pointers), n)
         return found
 
-    def log_densities(self, drawn: Drawn, x: Tensor, columns: Columns) -> tuple[Tensor, Tensor]:
+    def log_densities(self, drawn: Drawn, x: Tensor, columns: Columns | AnyColumns) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and the log weights by a standard normal prior, each (k, n).
 
         Args:
@@ -169,7 +180,7 @@ class Kernel:
         """
         return self._log_densities(drawn, x, columns, None)
 
-    def chosen(self, drawn: Drawn, x: Tensor, columns: Columns, index: Tensor) -> tuple[Tensor, Tensor]:
+    def chosen(self, drawn: Drawn, x: Tensor, columns: Columns | AnyColumns, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and the log weight, each (n,), of one sample of each row, (n,), int32."""
         self._check("index", index, (len(x),), torch.int32)
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(drawn.noise):
@@ -177,7 +188,9 @@ class Kernel:
         log_px, log_w = self._log_densities(drawn, x, columns, index.contiguous())
         return log_px[0], log_w[0]
 
-    def _log_densities(self, drawn: Drawn, x: Tensor, columns: Columns, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _log_densities(
+        self, drawn: Drawn, x: Tensor, columns: Columns | AnyColumns, index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         samples, n = len(drawn.noise), len(x)
         shapes = ((n, self.inputs), (n, self.inputs), (n,), (samples, self.inputs))
         for name, part, shape in zip(Drawn._fields, drawn, shapes, strict=True):
@@ -213,15 +226,21 @@ class Kernel:
         library.encode(network, byref(rows), self._scratch.address(library.scratch_size(network, None)))
         return found
 
-    def _rows(self, x: Tensor, columns: Columns, pointers: Iterable[int | None]) -> _Rows:
+    def _rows(self, x: Tensor, columns: Columns | AnyColumns, pointers: Iterable[int | None]) -> _Rows:
         n, m = x.shape
         self._check("rows", x, (n, m))
+        if isinstance(columns, AnyColumns):
+            self._check("bias", columns.bias, (self.outputs,))
+            array = columns.heads.array
+            if m != sum(head.columns for head in array):
+                raise ValueError(f"rows must have the columns of all heads, got {m}.")
+            return _Rows(n, m, 0, 0.0, x.data_ptr(), columns.bias.data_ptr(), None, None, array, len(array), *pointers)
         for name, part in zip(columns._fields[:3], columns[:3], strict=True):
             self._check(name, part, (m,))
         if m > self.outputs:
             raise ValueError(f"rows must have at most {self.outputs} columns, got {m}.")
         given = (part.data_ptr() for part in (x, *columns[:3]))
-        return _Rows(n, m, columns.student, columns.weight, *given, *pointers)
+        return _Rows(n, m, columns.student, columns.weight, *given, None, 0, *pointers)
 
     def _check(self, name: str, part: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
         """See that there is what the compiled code will read."""

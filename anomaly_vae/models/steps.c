@@ -326,6 +326,31 @@ int64_t step_scratch(const Trained *encoder, const Trained *decoder, const Batch
     return laid_out(encoder, decoder, batch, 0, &room);
 }
 
+/* Set what a head's columns have of their noise, its derivative in its parameter over it among them, and what pulls at
+   it, a vector of lanes, nothing so far. */
+VECTOR static void noise_levels(const Head *head) {
+    for (int64_t c = 0; c < head->columns; c += 16) {
+        const __mmask16 there = up_to(head->columns - c);
+        __m512 noise, scale = _mm512_setzero_ps();
+        if (head->fixed) noise = _mm512_mask_loadu_ps(_mm512_set1_ps(1.0f), there, head->fixed + c);
+        else {
+            scale = exponential(between(_mm512_maskz_loadu_ps(there, head->noise_log + c), -87.0f, 87.0f));
+            noise = _mm512_add_ps(scale, _mm512_set1_ps(head->floor));
+        }
+        const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), noise);
+        const __m512 known = head->constant ? _mm512_maskz_loadu_ps(there, head->constant + c) : _mm512_setzero_ps();
+        _mm512_storeu_ps(head->inverse + c, inverse);
+        _mm512_storeu_ps(head->level + c, _mm512_sub_ps(known, logarithm(noise)));
+        _mm512_storeu_ps(head->ratio + c, _mm512_mul_ps(scale, inverse));
+        for (int j = 0; j < 16; j++) _mm512_storeu_ps(head->pulled + (c + j) * 16, _mm512_setzero_ps());
+    }
+}
+
+VECTOR static void pulled_noise(const Head *head) {
+    for (int64_t c = 0; c < head->columns; c++)
+        head->noise_gradient[c] = _mm512_reduce_add_ps(_mm512_loadu_ps(head->pulled + c * 16)) * head->ratio[c];
+}
+
 /* What holds for all samples of a half of the rows: weights, scales of the posteriors. */
 VECTOR INLINE void begun(const Batch *batch, const Room *room, Sums *sums, int64_t first, int64_t count, int half) {
     const __mmask16 there = up_to(count - 16 * half);
@@ -367,7 +392,7 @@ VECTOR INLINE void densities(const Batch *batch, const Room *room, Sums *sums, i
     for (int64_t i = 0; i < batch->heads; i++) {
         const Head *head = batch->head + i;
         float *y = room->decoded + at;
-        const __m512 log_px = log_density(head, room->cells + at, room->seen + at, y, sums->share[half]);
+        const __m512 log_px = log_density(head, room->cells + at, room->seen + at, y, sums->share[half], 1);
         sums->log_px[half] = _mm512_add_ps(sums->log_px[half], log_px);
     }
 }

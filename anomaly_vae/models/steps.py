@@ -18,29 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bounds import HALF_LOG_2PI
 from .compiled import Scratch, here, used
-from .likelihoods import (
-    DEGREES,
-    LOG_T,
-    NOISE_FLOOR,
-    Bernoulli,
-    Categorical,
-    FixedGaussian,
-    Gaussian,
-    RoundedLogNormal,
-    StudentT,
-    ZeroInflated,
-)
-from .networks import LANES, MLP
+from .heads import Head, Heads
+from .networks import MLP
 from .priors import StandardNormal
 from .threads import worth_threads
 from .vae import LOG_SCALE_BOUND, VAE
 
 LARGEST = 1 << 18
 """Weights of a model at most: with their gradients and what AdamW keeps of them they take 4 MiB."""
-KINDS = {FixedGaussian: 0, Gaussian: 0, StudentT: 1, Bernoulli: 2, Categorical: 3, RoundedLogNormal: 4, ZeroInflated: 5}
-"""Heads of the likelihood, as the compiled code numbers them."""
 
 
 class _Trained(Structure):
@@ -53,21 +39,10 @@ class _Trained(Structure):
     )
 
 
-class _Head(Structure):
-    _fields_ = (
-        *((name, c_int64) for name in ("kind", "columns", "output")),
-        *((name, c_void_p) for name in ("cells", "sizes")),
-        *((name, c_float) for name in ("degrees", "floor")),
-        *((name, c_void_p) for name in ("constant", "fixed", "noise_log", "noise_gradient")),
-        *((name, c_void_p) for name in ("known", "unseen", "center", "scale")),
-        *((name, c_void_p) for name in ("inverse", "level", "ratio", "pulled")),
-    )
-
-
 class _Batch(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("rows", "columns", "latent", "samples", "heads", "width")),
-        ("head", POINTER(_Head)),
+        ("head", POINTER(Head)),
         *((name, c_float) for name in ("beta", "bound")),
         *((name, c_void_p) for name in ("filled", "observed", "entered", "noise", "weights")),
         *((name, c_void_p) for name in ("loss", "kl", "reconstruction")),
@@ -93,14 +68,10 @@ class CompiledGradient:
     def __init__(self, model: VAE) -> None:
         self._encoder, self._decoder = _trained(model.encoder), _trained(model.decoder)
         self._shapes = (model.columns, model.encoder.linear.in_features, model.latent)
-        likelihood = model.likelihood
-        heads: list[_Head] = []
-        self._kept: list[object] = []  # what heads point to
-        for head, cells in zip(likelihood.heads.values(), likelihood.groups, strict=True):
-            heads.append(_head(head, cells, sum(likelihood.widths[: len(heads)]), self._kept))
+        self._heads = Heads(model.likelihood, trained=True)
         self._batch = _Batch(
             columns=model.columns, latent=model.latent, bound=LOG_SCALE_BOUND,
-            heads=len(heads), width=likelihood.width, head=(_Head * len(heads))(*heads),
+            heads=len(self._heads.array), width=model.likelihood.width, head=self._heads.array,
         )  # fmt: skip
         self._scratch = Scratch()
 
@@ -115,8 +86,7 @@ class CompiledGradient:
         parameters = list(model.parameters())
         ours = all(p.dtype == torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in parameters)
         fits = sum(p.numel() for p in parameters) <= LARGEST and not worth_threads(rows * model.largest_product)
-        known = all(type(head) in KINDS for head in model.likelihood.heads.values())
-        return ours and fits and known and isinstance(model.prior, StandardNormal) and used()
+        return ours and fits and Heads.serve(model.likelihood) and isinstance(model.prior, StandardNormal) and used()
 
     def __call__(
         self,
@@ -186,36 +156,6 @@ def descend(weights: Tensor, gradient: Tensor, slots: dict[str, Tensor], group: 
         (1 - beta2**steps) ** -0.5, 1 - beta1, beta2, 1 - beta2,
     )  # fmt: skip
     here().descend(byref(adam))
-
-
-def _head(head: nn.Module, cells: Sequence[int], output: int, kept: list[object]) -> _Head:
-    """Describe a head of the likelihood; what must stay in memory is added to what is kept."""
-
-    def place(values: Tensor) -> int:
-        values = values.contiguous()
-        kept.append(values)
-        return values.data_ptr()
-
-    buffers, columns = dict(head.named_buffers()), len(cells)
-    found = _Head(kind=KINDS[type(head)], columns=columns, output=output, degrees=DEGREES, floor=NOISE_FLOOR)
-    found.cells = place(torch.tensor(cells, dtype=torch.int64))
-    if isinstance(head, Categorical):
-        found.sizes = place(torch.tensor(head.sizes, dtype=torch.int64))
-    if "unseen" in buffers:
-        found.known, found.unseen = place(torch.log1p(-buffers["unseen"])), place(buffers["unseen"].log())
-    if isinstance(head, Gaussian):
-        found.constant = place((LOG_T if isinstance(head, StudentT) else -HALF_LOG_2PI) - head.log_scale)
-    if isinstance(head, RoundedLogNormal):
-        found.center, found.scale = place(buffers["center"]), place(buffers["scale"])
-    if isinstance(head, FixedGaussian):
-        found.fixed = place(buffers["noise"])
-    elif isinstance(head, Gaussian | RoundedLogNormal):
-        found.noise_log, found.noise_gradient = head.noise_log.data_ptr(), _gradient(head.noise_log).data_ptr()
-    if isinstance(head, Gaussian | RoundedLogNormal):
-        room = -(-columns // LANES) * LANES
-        for name, size in {"inverse": room, "level": room, "ratio": room, "pulled": room * LANES}.items():
-            setattr(found, name, place(torch.empty(size, dtype=torch.float32)))
-    return found
 
 
 def _trained(network: MLP) -> _Trained:

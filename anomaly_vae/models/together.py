@@ -20,7 +20,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -213,9 +213,9 @@ class Marginals:
         total += F.embedding_bag(index, self.table, mode="sum")[:, 0]
         if larger is not None:
             assert self.mixture.likelihood is not None
-            of_class = self.mixture.likelihood.log_prob(self.mixture.heads, larger)
-            of_columns = torch.logsumexp(self.mixture.log_weights[:, None, None] + of_class, 0).clamp_(min=LEAST)
-            total += of_columns.masked_fill(larger.isnan(), 0.0).sum(1)
+            for i, of_class in self.singles.beyond(self.mixture.likelihood, self.mixture.heads, larger):
+                of_column = torch.logsumexp(self.mixture.log_weights[:, None] + of_class, 0).clamp_(min=LEAST)
+                total += of_column.masked_fill_(larger[:, i].isnan(), 0.0)
         return total
 
 
@@ -243,6 +243,8 @@ class Singles:
         self.first = torch.tensor([-1.0 if c.kind == "count" else 0.0 for c in columns], dtype=WIDE)
         self.size = torch.tensor(sizes, dtype=WIDE)
         self.offset = self.size.cumsum(0) - self.size - self.first
+        # any category from the unseen one on is unseen
+        self.most = torch.where(self.first < 0, torch.inf, self.first + self.size - 1)
         values = torch.minimum(torch.arange(max(sizes), dtype=WIDE)[:, None], self.size - 1) + self.first
         with torch.no_grad():
             costs = self.likelihood.log_prob(self.heads, values)  # (K, values, s)
@@ -259,14 +261,31 @@ class Singles:
         """Return the columns' log p of rows (n, m), added up, in each class, (n, K); 0 where missing."""
         index, larger = self.looked_up(x)
         out = F.embedding_bag(index, self.table, mode="sum")
-        return out if larger is None else out + self.likelihood.log_prob(self.heads, larger).sum(-1).T
+        if larger is not None:
+            for _, log_p in self.beyond(self.likelihood, self.heads, larger):
+                out += log_p.T
+        return out
+
+    def beyond(self, likelihood: TableLikelihood, heads: Tensor, larger: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield each column that has counts beyond the table, with their log p in each class, (K, n), 0 elsewhere.
+
+        They are to be added one by one: a row's sum is then the same in any company.
+
+        Args:
+            likelihood: Of all columns.
+            heads: Its outputs in each class, (K, 1, w).
+            larger: The counts; see `looked_up`.
+        """
+        some = [i for i in self.counts if not bool(larger[:, i].isnan().all())]
+        log_p = likelihood.log_prob_of_counts(heads, larger[:, some], some)
+        yield from zip(some, log_p.unbind(-1), strict=True)
 
     def looked_up(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return where cells of rows (n, m) are in the table, (n, s), and counts beyond it.
 
         The latter are (n, s), NaN = not one of these, as if they alone were there; None where there are none.
         """
-        cells = x.index_select(1, self.place)
+        cells = torch.minimum(x.index_select(1, self.place), self.most)
         code = cells - self.first
         listed = (code >= 0) & (code < self.size)  # not so for what is missing
         index = torch.where(listed, cells + self.offset, float(self.nothing)).long()

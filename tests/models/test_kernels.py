@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomaly_vae.models import bounds, compiled, kernels
 from anomaly_vae.models.fused import FusedMLP
-from anomaly_vae.models.kernels import Columns, Drawn, Kernel, kernel
+from anomaly_vae.models.heads import Heads
+from anomaly_vae.models.kernels import AnyColumns, Columns, Drawn, Kernel, kernel
+from anomaly_vae.models.likelihoods import TableLikelihood
 from anomaly_vae.models.networks import MLP
+from anomaly_vae.options import COUNTS
+from tests.conftest import columns_of_every_kind, rows_of_every_kind
 
 PRECISIONS = [
     pytest.param(p, marks=pytest.mark.skipif(p not in compiled.precisions(), reason=f"no compiled code for {p} here"))
@@ -89,6 +94,47 @@ def test_log_densities_are_those_of_the_definition(precision, latent, hidden, m,
         assert ((laid_out.log_px(z, x, columns) - found[0]).abs() / log_px.abs().clamp(min=1)).max() < NEAR[precision]
         decoded = laid_out.decode(z.reshape(-1, latent))[:, :m] + net.linear.bias[:m]
         assert (decoded - net(z).view(-1, m)).abs().max() < NEAR[precision]
+
+
+def any_columns(counts: str) -> tuple[MLP, TableLikelihood, AnyColumns]:
+    likelihood = TableLikelihood(columns_of_every_kind(), continuous="student_t", counts=counts)
+    net = network(6, (48, 32), likelihood.width)
+    return net, likelihood, AnyColumns(net.linear.bias.clone(), Heads(likelihood, trained=False))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("counts", COUNTS)
+def test_log_densities_of_columns_of_any_kind(precision, counts):
+    net, likelihood, columns = any_columns(counts)
+    exact, laid_out = copy.deepcopy(likelihood).double(), Kernel(net, precision)
+    for n, k in product((16, 48, 144), (1, 5, 64)):
+        drawn, x = drawn_of(n, k, 6), rows_of_every_kind(n)
+        z = drawn.mean + drawn.scale * drawn.noise[:, None]
+        log_px = exact.log_prob(net(z).double(), x.double()).sum(-1)
+        log_q = -0.5 * drawn.noise.square().sum(-1, keepdim=True) - drawn.spread
+        log_w = log_px - 0.5 * z.square().sum(-1) - log_q
+        found = laid_out.log_densities(drawn, x, columns)
+        for got, wanted in zip(found, (log_px, log_w), strict=True):
+            assert ((got - wanted).abs() / wanted.abs().clamp(min=1)).max() < NEAR[precision]
+        assert torch.equal(laid_out.log_px(z, x, columns), laid_out.log_px(z.flip(0), x, columns).flip(0))
+        index = torch.arange(n, dtype=torch.int32) % k
+        chosen = laid_out.chosen(drawn, x, columns, index)
+        for got, wanted in zip(chosen, found, strict=True):
+            assert torch.equal(got, wanted.gather(0, index.long()[None])[0])
+        for rows in (slice(0, 16), torch.arange(n).flip(0)):
+            part = Drawn(*(v[rows] for v in drawn[:3]), drawn.noise)
+            for got, wanted in zip(laid_out.copy().log_densities(part, x[rows], columns), found, strict=True):
+                assert torch.equal(got, wanted[:, rows])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_columns_that_do_not_fit_the_heads_are_refused(precision):
+    net, _, columns = any_columns("zero_inflated")
+    laid_out, drawn, x = Kernel(net, precision), drawn_of(16, 4, 6), rows_of_every_kind(16)
+    with pytest.raises(ValueError, match="columns of all heads"):
+        laid_out.log_densities(drawn, x[:, :7], columns)
+    with pytest.raises(ValueError, match="bias must be"):
+        laid_out.log_densities(drawn, x, columns._replace(bias=columns.bias[:-1]))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -15,6 +15,7 @@ from anomaly_vae.models.gradients import FlatParameters, WrittenOutGradient, wri
 from anomaly_vae.models.steps import LARGEST, CompiledGradient, descend
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.options import CONTINUOUS, COUNTS
+from tests.conftest import columns_of_every_kind, rows_of_every_kind
 
 pytestmark = pytest.mark.skipif(not compiled.precisions(), reason="no compiled code here")
 
@@ -71,37 +72,10 @@ def test_it_is_the_gradient_in_float64(continuous, m, latent, hidden):
             assert error <= 2e-5 * size, f"{name} of {b} rows: off by {error:.1e} of {size:.1e}"
 
 
-def mixed_columns() -> list[Column]:
-    return [
-        Column(name="a", kind="categorical", dtype="str", categories=tuple("pqrstuv"), unseen=0.01),
-        Column(name="b", kind="continuous", dtype="float64", scale=3.0),
-        Column(name="c", kind="count", dtype="int64", center=2.0, scale=1.5, unseen=0.001),
-        Column(name="d", kind="binary", dtype="str", categories=("n", "y"), unseen=0.02),
-        Column(name="e", kind="count", dtype="int64", center=9.0, scale=0.1, unseen=0.002),
-        Column(name="f", kind="categorical", dtype="str", categories=tuple("xy"), unseen=0.03),
-        Column(name="g", kind="continuous", dtype="float64"),
-        Column(name="h", kind="count", dtype="int64", center=0.1, scale=0.3, unseen=0.004),
-    ]
-
-
-def mixed_rows(b: int) -> torch.Tensor:
-    """Encoded rows with unseen values, zeros, counts in either tail, and gaps, (b, 8)."""
-    generator = torch.Generator().manual_seed(b)
-
-    def whole(top: int) -> torch.Tensor:
-        return torch.randint(0, top, (b,), generator=generator).float()
-
-    counts = (torch.randn(b, generator=generator) * 3 + 2).exp().round(), whole(20_000), whole(3)
-    real = 2 * torch.randn(2, b, generator=generator)
-    x = torch.stack([whole(8), real[0], counts[0], whole(3), counts[1], whole(3), real[1], counts[2]], 1)
-    x[:, [2, 4, 7]] = torch.where(torch.rand(b, 3, generator=generator) < 0.1, -1.0, x[:, [2, 4, 7]])
-    return x.masked_fill(torch.rand(x.shape, generator=generator) < 0.15, torch.nan)
-
-
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("chosen", [range(8), [0], [3, 3], [2], [4, 7, 5], [1, 0]])
 def test_of_any_columns_it_is_the_gradient_of_autograd_in_float64(counts, chosen):
-    columns = [dataclasses.replace(mixed_columns()[c], name=f"{i}") for i, c in enumerate(chosen)]
+    columns = [dataclasses.replace(columns_of_every_kind()[c], name=f"{i}") for i, c in enumerate(chosen)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = VAE(columns, TrainConfig(latent=4, hidden=(32, 16), counts=counts))
@@ -112,7 +86,7 @@ def test_of_any_columns_it_is_the_gradient_of_autograd_in_float64(counts, chosen
     exact = copy.deepcopy(model).double()
     FlatParameters(list(model.parameters()))
     for b, k, beta in ((64, 1, 1.0), (37, 3, 0.4)):
-        x, generator = mixed_rows(b)[:, list(chosen)], torch.Generator().manual_seed(k)
+        x, generator = rows_of_every_kind(b)[:, list(chosen)], torch.Generator().manual_seed(k)
         noise, weights = torch.randn(k, b, 4, generator=generator), torch.linspace(0, 2, b)
         entered = model.input(x)
         assert isinstance(written_out(model, "elbo", b * k), CompiledGradient)
