@@ -33,9 +33,9 @@ typedef struct {
     int64_t rows, columns, student;           /* rows: a multiple of 16, which samples go round */
     float weight;                             /* log p(x|z) is constant - weight * distance */
     const float *x;                           /* (rows, columns), NaN = missing */
-    const float *bias, *inverse, *constant;   /* (columns,): a residual is (x - bias - output) * inverse; or where */
-    const Head *head;                         /* there are heads, for columns of any kind: bias (outputs,) alone */
-    int64_t heads;
+    const float *bias, *inverse, *constant;   /* (columns,): a residual is (x - bias - output) * inverse */
+    const Head *head;                         /* of columns of any kind, which have but these and bias, (outputs,) */
+    int64_t heads;                            /* or 0 */
     const float *mean, *scale, *spread;       /* of the posteriors: (rows, inputs) twice, sum of log scales (rows,); */
     const float *noise;                       /* (k, inputs): these four where no codes are given */
     const int32_t *chosen;                    /* (rows,): the one sample that each row has, or null: all have all k */
