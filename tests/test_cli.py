@@ -329,7 +329,7 @@ def long_training(folder: Path, steps: int) -> list[object]:
 
 @pytest.mark.whole
 def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: Path) -> None:
-    words = long_training(folder, 1000)
+    words = long_training(folder, 4000)
     code, said = stopped_in_training(tmp_path, words, signal.SIGINT)
     assert code == 130, said
     assert "checkpoint stands at mlruns/checkpoints/long-" in said
@@ -346,7 +346,7 @@ def test_interrupted_training_goes_on_to_the_same_model(folder: Path, tmp_path: 
 @pytest.mark.slow
 def test_kill_9_in_training_goes_on_to_the_same_model_five_times(folder: Path, tmp_path: Path) -> None:
     """Killed by SIGKILL once or twice at random moments, and started again with the same command."""
-    words = long_training(folder, 4000)
+    words = long_training(folder, 24_000)
     rng, killed = np.random.default_rng(0), 0
     for name in ("whole", *"12345"):
         (tmp_path / name).mkdir()
