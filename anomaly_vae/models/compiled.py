@@ -70,6 +70,16 @@ def here() -> ctypes.CDLL:
     return found
 
 
+def check(name: str, part: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """See that there is what the compiled code will read.
+
+    Raises:
+        ValueError: It has another shape or type, or is not on the CPU.
+    """
+    if part.dtype != dtype or part.shape != shape or part.device.type != "cpu":
+        raise ValueError(f"{name} must be {dtype} {shape}, got {part.dtype} {tuple(part.shape)} on {part.device}.")
+
+
 class Scratch:
     """Memory that is kept from one call to the next, and grows. Each thread needs its own."""
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .bounds import HALF_LOG_2PI
 from .likelihoods import DEGREES, LOG_T, NOISE_FLOOR, FixedGaussian, Gaussian, StudentT
-from .networks import MLP
+from .networks import MLP, gradient_of
 from .priors import StandardNormal
-from .steps import CompiledGradient
+from .steps import CompiledGradient, Gradient
 from .vae import LOG_SCALE_BOUND, VAE
 
 SMALL_STEP = 1 << 18
@@ -100,10 +100,10 @@ class _Layer:
     def __init__(self, layer: nn.Linear, xp: ModuleType) -> None:
         plain, weight = _plain(xp), layer.weight.detach()
         self.product, self.transposed, self.weight = xp.matmul, weight.t(), plain(weight)
-        self.weight_gradient = plain(_gradient(layer.weight))
+        self.weight_gradient = plain(gradient_of(layer.weight))
         self.biased = layer.bias is not None
         if self.biased:
-            self.bias, self.bias_gradient = layer.bias.detach(), plain(_gradient(layer.bias))
+            self.bias, self.bias_gradient = layer.bias.detach(), plain(gradient_of(layer.bias))
 
     def set_gradients(self, dy: Array, x: Array, ones: Array) -> None:
         """Set the gradients from that of the output (h, w), the input (h, v) and ones (h,)."""
@@ -116,13 +116,8 @@ class _Layer:
             torch.sum(dy, 0, out=self.bias_gradient)
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
 class WrittenOutGradient:
-    """Computes the loss of a batch and the gradients of all parameters.
+    """The `Gradient` by numpy or torch.
 
     Args:
         model: The model, every parameter of which has a `grad` to be written into (`FlatParameters`).
@@ -143,7 +138,9 @@ class WrittenOutGradient:
         if isinstance(head, FixedGaussian):
             self.fixed = self.plain(dict(head.named_buffers())["noise"])
         else:
-            self.noise_log, self.noise_gradient = map(self.plain, (head.noise_log.detach(), _gradient(head.noise_log)))
+            self.noise_log, self.noise_gradient = map(
+                self.plain, (head.noise_log.detach(), gradient_of(head.noise_log))
+            )
 
     @staticmethod
     def serves(model: VAE) -> bool:
@@ -162,19 +159,7 @@ class WrittenOutGradient:
         beta: float,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Set the gradients of the mean over rows of -weight * beta-ELBO.
-
-        Args:
-            filled: Encoded rows, (b, m), 0 where missing.
-            observed: 1 where they are not missing, 0 where they are, (b, m).
-            entered: The encoder's input, (b, d).
-            noise: Standard normal draws, (k, b, l).
-            beta: Weight of the KL term.
-            weights: Weight of each row, (b,).
-
-        Returns:
-            The loss, the KL and the reconstruction of each row, (b,).
-        """
+        """See `Gradient`."""
         plain = self.plain
         wide = (plain(filled), plain(observed), plain(entered), plain(noise))
         with np.errstate(all="ignore"):  # as in torch; what is not finite stops the training by its loss
@@ -281,7 +266,7 @@ class FlatParameters:
             p.grad = None
 
 
-def written_out(model: nn.Module, objective: str, rows: int) -> WrittenOutGradient | CompiledGradient | None:
+def written_out(model: nn.Module, objective: str, rows: int) -> Gradient | None:
     """Return the gradient of a model and an objective for so many rows a step, if it is written out, best compiled."""
     if type(model) is not VAE or objective != "elbo":
         return None

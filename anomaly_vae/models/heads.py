@@ -22,7 +22,7 @@ from .likelihoods import (
     TableLikelihood,
     ZeroInflated,
 )
-from .networks import padded
+from .networks import gradient_of, padded
 
 KINDS = {FixedGaussian: 0, Gaussian: 0, StudentT: 1, Bernoulli: 2, Categorical: 3, RoundedLogNormal: 4, ZeroInflated: 5}
 """Heads as the compiled code numbers them."""
@@ -76,26 +76,28 @@ class Heads:
         if "unseen" in buffers:
             found.known = self._place(torch.log1p(-buffers["unseen"]))
             found.unseen = self._place(buffers["unseen"].log())
-        if isinstance(head, Gaussian):
-            found.constant = self._place((LOG_T if isinstance(head, StudentT) else -HALF_LOG_2PI) - head.log_scale)
         if isinstance(head, RoundedLogNormal):
             found.center, found.scale = self._place(buffers["center"]), self._place(buffers["scale"])
         return found
 
     def _noise(self, found: Head, head: Gaussian | RoundedLogNormal, *, trained: bool) -> None:
+        constant = None
+        if isinstance(head, Gaussian):
+            constant = (LOG_T if isinstance(head, StudentT) else -HALF_LOG_2PI) - head.log_scale
+        fixed = dict(head.named_buffers())["noise"] if isinstance(head, FixedGaussian) else None
         if not trained:
-            fixed = isinstance(head, FixedGaussian)
-            noise = dict(head.named_buffers())["noise"] if fixed else NOISE_FLOOR + head.noise_log.detach().exp()
+            noise = NOISE_FLOOR + head.noise_log.detach().exp() if fixed is None else fixed
             found.inverse = self._place(noise.reciprocal())
-            if isinstance(head, Gaussian):
-                constant = (LOG_T if isinstance(head, StudentT) else -HALF_LOG_2PI) - head.log_scale
+            if constant is not None:
                 found.level = self._place(constant - noise.log())
             return
-        if isinstance(head, FixedGaussian):
-            found.fixed = self._place(dict(head.named_buffers())["noise"])
+        if constant is not None:
+            found.constant = self._place(constant)
+        if fixed is not None:
+            found.fixed = self._place(fixed)
         else:
-            assert head.noise_log.grad is not None
-            found.noise_log, found.noise_gradient = head.noise_log.data_ptr(), head.noise_log.grad.data_ptr()
+            found.noise_log = head.noise_log.data_ptr()
+            found.noise_gradient = gradient_of(head.noise_log).data_ptr()
         room = padded(found.columns)
         for name, size in {"inverse": room, "level": room, "ratio": room, "pulled": 16 * room}.items():
             setattr(found, name, self._place(torch.empty(size, dtype=torch.float32)))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .compiled import Scratch, here, precisions, used
+from .compiled import Scratch, check, here, precisions, used
 from .heads import Head, Heads
 from .networks import MLP
 
@@ -150,7 +150,7 @@ class Kernel:
     def decode(self, z: Tensor) -> Tensor:
         """Return the outputs (h, w), without the last bias, of inputs (h, l)."""
         z = z.contiguous()
-        self._check("inputs", z, (len(z), self.inputs))
+        check("inputs", z, (len(z), self.inputs))
         y = z.new_empty(len(z), self.outputs)
         self._run(z, len(z), y, None, 0)
         return y
@@ -164,7 +164,7 @@ class Kernel:
             columns: The m columns, which the first outputs decode.
         """
         k, n = len(codes), len(x)
-        self._check("codes", codes, (k, n, self.inputs))
+        check("codes", codes, (k, n, self.inputs))
         codes, x, found = codes.contiguous(), x.contiguous(), x.new_empty(k, n)
         pointers = (*[None] * (len(Drawn._fields) + 1), found.data_ptr(), None)
         self._run(codes, k * n, None, self._rows(x, columns, pointers), n)
@@ -182,7 +182,7 @@ class Kernel:
 
     def chosen(self, drawn: Drawn, x: Tensor, columns: Columns | AnyColumns, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(x|z) and the log weight, each (n,), of one sample of each row, (n,), int32."""
-        self._check("index", index, (len(x),), torch.int32)
+        check("index", index, (len(x),), torch.int32)
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(drawn.noise):
             raise ValueError(f"samples must be numbered from 0 to {len(drawn.noise) - 1}.")
         log_px, log_w = self._log_densities(drawn, x, columns, index.contiguous())
@@ -194,7 +194,7 @@ class Kernel:
         samples, n = len(drawn.noise), len(x)
         shapes = ((n, self.inputs), (n, self.inputs), (n,), (samples, self.inputs))
         for name, part, shape in zip(Drawn._fields, drawn, shapes, strict=True):
-            self._check(name, part, shape)
+            check(name, part, shape)
         k = samples if index is None else 1
         x, parts = x.contiguous(), [part.contiguous() for part in drawn]
         log_px, log_w = x.new_empty(2, k, n)
@@ -215,8 +215,8 @@ class Kernel:
             limit: So do log scales.
         """
         n, m = x.shape
-        self._check("rows", x, (n, self.inputs // 2))
-        self._check("bias", bias, (self.outputs,))
+        check("rows", x, (n, self.inputs // 2))
+        check("bias", bias, (self.outputs,))
         if self.half or 2 * latent > self.outputs or n % HALF:
             raise ValueError(f"needs float32, at most {self.outputs} outputs and rows in {HALF}s, got {n}, {latent}.")
         x, bias = x.contiguous(), bias.contiguous()
@@ -228,24 +228,19 @@ class Kernel:
 
     def _rows(self, x: Tensor, columns: Columns | AnyColumns, pointers: Iterable[int | None]) -> _Rows:
         n, m = x.shape
-        self._check("rows", x, (n, m))
+        check("rows", x, (n, m))
         if isinstance(columns, AnyColumns):
-            self._check("bias", columns.bias, (self.outputs,))
+            check("bias", columns.bias, (self.outputs,))
             array = columns.heads.array
             if m != sum(head.columns for head in array):
                 raise ValueError(f"rows must have the columns of all heads, got {m}.")
             return _Rows(n, m, 0, 0.0, x.data_ptr(), columns.bias.data_ptr(), None, None, array, len(array), *pointers)
         for name, part in zip(columns._fields[:3], columns[:3], strict=True):
-            self._check(name, part, (m,))
+            check(name, part, (m,))
         if m > self.outputs:
             raise ValueError(f"rows must have at most {self.outputs} columns, got {m}.")
         given = (part.data_ptr() for part in (x, *columns[:3]))
         return _Rows(n, m, columns.student, columns.weight, *given, None, 0, *pointers)
-
-    def _check(self, name: str, part: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-        """See that there is what the compiled code will read."""
-        if part.dtype != dtype or part.shape != shape or part.device.type != "cpu":
-            raise ValueError(f"{name} must be {dtype} {shape}, got {part.dtype} {tuple(part.shape)} on {part.device}.")
 
     def _run(self, z: Tensor | None, height: int, y: Tensor | None, rows: _Rows | None, n: int) -> None:
         if height % HALF or n % HALF:

@@ -118,3 +118,9 @@ class MLP(nn.Module):
                 x = F.silu(layer(x))
             y = y + self.out(x)
         return y[..., : self.width_out]
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return a parameter's gradient, which is there."""
+    assert parameter.grad is not None
+    return parameter.grad

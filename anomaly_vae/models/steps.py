@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import POINTER, Array, Structure, byref, c_float, c_int64, c_void_p
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .compiled import Scratch, here, used
+from .compiled import Scratch, check, here, used
 from .heads import Head, Heads
-from .networks import MLP
+from .networks import MLP, gradient_of
 from .priors import StandardNormal
 from .threads import worth_threads
 from .vae import LOG_SCALE_BOUND, VAE
@@ -57,12 +57,42 @@ class _Adam(Structure):
     )
 
 
+class Gradient(Protocol):
+    """What computes the loss of a batch, and the gradients of all parameters of a model into their `grad`.
+
+    These must be there, and stay where they are in memory, as the parameters must (`FlatParameters`).
+    """
+
+    def __call__(
+        self,
+        filled: Tensor,
+        observed: Tensor,
+        entered: Tensor,
+        noise: Tensor,
+        *,
+        beta: float,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Set the gradients of the mean over rows of -weight * beta-ELBO.
+
+        Args:
+            filled: Encoded rows, (b, m), 0 where missing.
+            observed: 1 where they are not missing, 0 where they are, (b, m).
+            entered: The encoder's input, (b, d).
+            noise: Standard normal draws, (k, b, l).
+            beta: Weight of the KL term.
+            weights: Weight of each row, (b,).
+
+        Returns:
+            The loss, the KL and the reconstruction of each row, (b,).
+        """
+
+
 class CompiledGradient:
-    """Computes the loss of a batch and the gradients of all parameters, as `gradients.WrittenOutGradient` does.
+    """The `Gradient` by compiled code.
 
     Args:
-        model: The model, every parameter of which has a `grad` to be written into. Both must stay where they are in
-            memory.
+        model: The model.
     """
 
     def __init__(self, model: VAE) -> None:
@@ -98,19 +128,7 @@ class CompiledGradient:
         beta: float,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Set the gradients of the mean over rows of -weight * beta-ELBO.
-
-        Args:
-            filled: Encoded rows, (b, m), 0 where missing.
-            observed: 1 where they are not missing, 0 where they are, (b, m).
-            entered: The encoder's input, (b, d).
-            noise: Standard normal draws, (k, b, l).
-            beta: Weight of the KL term.
-            weights: Weight of each row, (b,).
-
-        Returns:
-            The loss, the KL and the reconstruction of each row, (b,).
-        """
+        """See `Gradient`."""
         (columns, width, latent), (samples, rows) = self._shapes, noise.shape[:2]
         batch, found, kept = self._batch, noise.new_empty(3, rows), []  # until the call is over
         given: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
@@ -124,10 +142,7 @@ class CompiledGradient:
             if part is None:
                 setattr(batch, name, None)
                 continue
-            if part.dtype != torch.float32 or part.shape != shape or part.device.type != "cpu":
-                raise ValueError(
-                    f"{name} must be float32 {shape}, got {part.dtype} {tuple(part.shape)} on {part.device}."
-                )
+            check(name, part, shape)
             kept.append(part.contiguous())
             setattr(batch, name, kept[-1].data_ptr())
         batch.rows, batch.samples, batch.beta = rows, samples, beta
@@ -168,14 +183,9 @@ def _trained(network: MLP) -> _Trained:
         network.linear.in_features, network.linear.out_features, len(hidden),
         (c_int64 * len(hidden))(*(layer.out_features for layer in hidden)),
         _places(weights), _places(biases),
-        _places([_gradient(p) for p in weights]), _places([_gradient(p) for p in biases]),
+        _places([gradient_of(p) for p in weights]), _places([gradient_of(p) for p in biases]),
     )  # fmt: skip
 
 
 def _places(tensors: Sequence[Tensor]) -> Array[c_void_p]:
     return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad

@@ -133,9 +133,9 @@ def test_what_does_not_fit_is_refused():
         "entered": (filled, observed, entered.double(), noise),
         "noise": (filled, observed, entered, noise[:, :, :2]),
     }.items():
-        with pytest.raises(ValueError, match=rf"^{name} must be float32"):
+        with pytest.raises(ValueError, match=rf"^{name} must be torch.float32"):
             gradient(*parts, beta=1.0)
-    with pytest.raises(ValueError, match=r"^weights must be float32"):
+    with pytest.raises(ValueError, match=r"^weights must be torch.float32"):
         gradient(filled, observed, entered, noise, beta=1.0, weights=torch.ones(39))
     assert (flat.gradient == 0).all()
 
