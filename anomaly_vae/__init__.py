@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .row_weigher import RowWeigher
     from .scorecard import make_scorecard
 
-__version__ = "0.16.0"
+__version__ = "0.17.0"
 
 _HOMES = {
     "AnomalyDetector": "estimator",

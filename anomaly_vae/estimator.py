@@ -74,11 +74,11 @@ def fit_detector(
 
     Args:
         frame: Rows, mostly normal ones, at least 10; or images: an array (n, h, w) or (n, h, w, c), of levels 0 to 255
-            or of floats in [0, 1], or a DataFrame with one column of images.
+            or of floats in [0, 1], or a DataFrame with one column of images, and those of `ImageConfig.beside`.
         config: Settings, `TrainConfig` for a table, `ImageConfig` for images; the defaults are meant to be left alone.
         sample_weight: Weight of each row in training, (n,).
         key: A key for each row, (n,): the split then goes by its hash instead of by position. For splits by time or by
-            whole groups see `TrainConfig.split_by` and `group_by`.
+            whole groups see `config.split_by` and `config.group_by`.
         checkpoint: See `training.fit`.
         on_epoch: See `training.fit`.
         progress: Whether to show a progress bar.
@@ -100,6 +100,8 @@ def fit_detector(
             rows=len(frame),
         )
     split = _split(frame, config, key)
+    if isinstance(config, ImageConfig):  # of a table they are columns that the schema ignores
+        frame = frame.drop(columns=[name for name in config.beside if name != config.condition])
     rows = {name: frame.iloc[positions] for name, positions in split.items()}
     schema, model = _made(frame, config, split["train"])
     weights = None
@@ -125,7 +127,7 @@ def fit_detector(
 def _split(frame: pd.DataFrame, config: Config, key: pd.Series | None) -> dict[str, NDArray[np.intp]]:
     """Return the positions of the rows of each part."""
     fractions = {"calibration": config.calibration_share(len(frame)), "validation": config.validation}
-    by, group = (config.split_by, config.group_by) if isinstance(config, TrainConfig) else (None, None)
+    by, group = config.split_by, config.group_by
     if by is None and group is None:
         return split_rows(len(frame) if key is None else key, fractions=fractions, seed=config.seed)
     if key is not None:
@@ -134,18 +136,21 @@ def _split(frame: pd.DataFrame, config: Config, key: pd.Series | None) -> dict[s
 
 
 def _check_kind(config: Config, frame: pd.DataFrame) -> None:
-    if isinstance(config, TrainConfig) and is_image_column(frame):
-        raise ConfigError("the settings of images must be an ImageConfig, got a TrainConfig. Pass that, or none.")
-    told = isinstance(config, ImageConfig) and config.condition is not None
-    if isinstance(config, ImageConfig) and frame.shape[1] != 1 + told:
-        if told:
-            raise SchemaError(
-                f"images of a model that is told classes must come with the column {config.condition!r} and no other, "
-                f"got {frame.shape[1]} columns. Add it, or leave the others out."
-            )
-        raise ConfigError(
-            f"the settings of a table must be a TrainConfig, got an ImageConfig and {frame.shape[1]} columns. Pass it."
+    if isinstance(config, TrainConfig):
+        if is_image_column(frame):
+            raise ConfigError("the settings of images must be an ImageConfig, got a TrainConfig. Pass that, or none.")
+        return
+    if frame.shape[1] == 1 + len(config.beside):
+        return
+    if config.beside:
+        raise SchemaError(
+            f"these images must come with {' and '.join(map(repr, config.beside))} and no other column, got "
+            f"{frame.shape[1]} columns: {', '.join(repr(str(name)) for name in frame.columns[:8])}. "
+            "Add what is missing, or leave the others out."
         )
+    raise ConfigError(
+        f"the settings of a table must be a TrainConfig, got an ImageConfig and {frame.shape[1]} columns. Pass it."
+    )
 
 
 def _made(frame: pd.DataFrame, config: Config, train: NDArray[np.intp]) -> tuple[Schema | ImageSchema, Model]:

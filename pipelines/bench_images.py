@@ -4,7 +4,7 @@ Five protocols:
 
 ood        learn one data set's training images; tell its test images from other data sets' and from damaged ones
            (uniform noise, constant, inverted, half contrast, flipped upside down; of colour: red and blue swapped, no
-           colour), and count false alarms
+           colour), and count false alarms, of PCA's residual too, calibrated on the same images
 one-class  learn one class; tell its test images from all others', beside PCA's residual and PyOD's networks
 alarms     shuffle training and test images together, divide them anew, and count false alarms of unseen ones: both are
            then exchangeable, as calibration supposes; by a set's own division, in `ood`, they need not be
@@ -23,6 +23,7 @@ Example:
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
 import timeit
@@ -44,12 +45,13 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.metrics import roc_auc_score
 
 from anomaly_vae.data.images import frame_of
+from anomaly_vae.detection.calibration import Calibration
 from anomaly_vae.detection.complexity import compressed_nats
 from anomaly_vae.detection.detector import Detector
 from anomaly_vae.detection.image_scores import IMAGE_SCORES, score_images
 from anomaly_vae.detection.regret import likelihood_regret
 from anomaly_vae.errors import AnomalyVaeError
-from anomaly_vae.estimator import fit_detector
+from anomaly_vae.estimator import Fit, fit_detector
 from anomaly_vae.models.conv import ImageVAE
 from anomaly_vae.options import ImageConfig
 
@@ -134,8 +136,9 @@ def damaged(x: Images, seed: int) -> dict[str, Images]:
 def ood(data: Data, others: Sequence[Data], seed: int, config: ImageConfig) -> Iterator[dict[str, Any]]:
     """Yield AUROC for each score against each kind of outlier, and the false alarms of the default score."""
     start = time.perf_counter()
-    detector = fit_detector(data.train, config).detector.on(config.device)
+    fit = fit_detector(data.train, config)
     seconds = time.perf_counter() - start
+    detector = fit.detector.on(config.device)
     scorers: dict[str, Scorer] = {kind: _scorer(detector, kind) for kind in IMAGE_SCORES}
     shape = detector.model.shape
     assert isinstance(shape, tuple)
@@ -147,31 +150,39 @@ def ood(data: Data, others: Sequence[Data], seed: int, config: ImageConfig) -> I
     for outlier, x in (outliers | damaged(tested, seed)).items():
         for name, score in scorers.items():
             yield {"detector": name, "against": outlier, "auroc": _auroc(normal[name], score(x)), "seconds": seconds}
-    yield from false_alarms(detector, tested, [0.05], seconds)
+    yield from false_alarms(fit, data.train, tested, [0.05], seconds)
 
 
 def alarms(data: Data, seed: int, config: ImageConfig) -> Iterator[dict[str, Any]]:
     """Yield false-alarm rates among unseen images, where chance alone decided which images are unseen."""
     images = np.concatenate([data.train, data.test])
     order = np.random.default_rng(seed).permutation(len(images))
+    train, unseen = images[order[: len(data.train)]], images[order[len(data.train) :]]
     start = time.perf_counter()
-    detector = fit_detector(images[order[: len(data.train)]], config).detector.on(config.device)
-    seconds = time.perf_counter() - start
-    yield from false_alarms(detector, images[order[len(data.train) :]][:MOST_TESTED], [0.01, 0.05, 0.1], seconds)
+    fit = fit_detector(train, config)
+    yield from false_alarms(fit, train, unseen[:MOST_TESTED], [0.01, 0.05, 0.1], time.perf_counter() - start)
 
 
 def false_alarms(
-    detector: Detector, normal: Images, rates: Sequence[float], seconds: float
+    fit: Fit, train: Images, normal: Images, rates: Sequence[float], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Yield the share of normal images that are flagged at each rate, and between which shares 95 % should lie."""
-    p = detector.score_frame(frame_of(normal), alpha=max(rates))["p_value"].to_numpy()
-    calibrating = detector.calibration.rows
-    for alpha in rates:
-        low, high = promised(len(normal), calibrating, alpha=alpha)
+    """Yield the share of normal images that are flagged at each rate, and between which shares 95 % should lie.
+
+    Beside it that of PCA's residual by the same division: where both are off, the images are not as those for training.
+    """
+    detector = fit.detector.on(fit.detector.config.device)
+    residual = pca_residual(train[fit.split["train"]])
+    beside = Calibration.of({1: residual(train[fit.split["calibration"]])})
+    p_values = {
+        detector.config.score_kind: detector.score_frame(frame_of(normal), alpha=max(rates))["p_value"].to_numpy(),
+        "pca_residual": beside.p_values(residual(normal), k=1),
+    }
+    for alpha, (name, p) in itertools.product(rates, p_values.items()):
+        low, high = promised(len(normal), beside.rows, alpha=alpha)
         yield {
-            "detector": detector.config.score_kind, "against": f"false alarms at {alpha:g}".replace("0.", "."),
+            "detector": name, "against": f"false alarms at {alpha:g}".replace("0.", "."),
             "auroc": float((p <= alpha).mean()), "seconds": seconds,
-            "low": low, "high": high, "calibration_rows": calibrating,
+            "low": low, "high": high, "calibration_rows": beside.rows,
         }  # fmt: skip
 
 
@@ -350,7 +361,8 @@ def tables(rows: pd.DataFrame) -> list[Sheet]:
         for _, row in alarms.iterrows():
             interval = f"95 % of calibrations lie from {row.low:.2%} to {row.high:.2%}"
             sheet.notes.append(
-                f"seed {row.seed}: {row.auroc:.2%} {row.against}, {interval}; {row.calibration_rows:.0f} calibrating"
+                f"seed {row.seed}, {row.detector}: {row.auroc:.2%} {row.against}, {interval}; "
+                f"{row.calibration_rows:.0f} calibrating"
             )
         sheets.append(sheet)
     return sheets

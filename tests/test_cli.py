@@ -171,6 +171,11 @@ def test_evaluate(folder: Path) -> None:
     facts = json.loads(run(folder, *words, "--json").stdout)
     assert facts["ranking"]["auroc"] > 0.9
     assert facts["false_alarms"]["n"] == 190
+    apart = json.loads(run(folder, *words, "--group-by", "serial", "--json").stdout)
+    assert apart["ranking"]["n_groups"] == apart["false_alarms"]["n"] + apart["detections"]["n"] == 200
+    assert apart["false_alarms"]["rate"] == facts["false_alarms"]["rate"]
+    assert "by 3 groups of 'site'" in run(folder, *words, "--group-by", "site").stdout
+    assert "'nowhere'" in run(folder, *words, "--group-by", "nowhere", code=2).stderr
 
 
 def test_calibrate_adds_a_version(folder: Path) -> None:

@@ -54,7 +54,8 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     Repeating the same command after an interruption goes on where it stopped.
 
     By default the rows that set thresholds are drawn at random. Where the rows to be scored are later ones, or of new
-    machines, a promise is kept with --split-by, a column of times, or --group-by, a column of machines.
+    machines, a promise is kept with --split-by, a column of times, or --group-by, a column of machines, of patients, or
+    whatever makes rows alike. Of a folder of images either is the sub-folder, and COL any name for it.
 
     With --condition a model of images learns p(image|class): an image is then judged as one of its class, which has to
     be there when it is scored. Of a folder the class is the sub-folder, and COL any name for it.
@@ -65,6 +66,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
       anomaly-vae train normal.csv --name pumps --split-by measured_at
       anomaly-vae train labelled.csv --name pumps --label failed --drop serial_number
       anomaly-vae train photos/ --name castings --condition mould
+      anomaly-vae train scans/ --name scans --group-by patient
       anomaly-vae train normal.parquet --name pumps --engine spark --master spark://host:7077 --processes 4
     """
     from ..data.rows import labels
@@ -75,7 +77,7 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
     config = _settings(given, images=streams.holds_images(data))
     label, truth = given["label"], None
     if isinstance(config, ImageConfig):
-        read = streams.read_images(data, label=label, condition=config.condition, size=config.height_width)
+        read = streams.read_images(data, label=label, beside=config.beside, size=config.height_width)
     else:
         read = streams.read_all(data)
     frame = without(read.frame, given["drop"])
@@ -110,6 +112,8 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         return
     assert made.fit is not None
     click.echo(terminal.training_lines(made.fit, made.detector))
+    if config.group_by is not None and made.detector.calibration.rows:
+        click.echo(terminal.promise_line(made.promise, config.group_by))
     if made.ranking:
         click.echo(terminal.ranking_lines(made.ranking))
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
@@ -123,10 +127,6 @@ def _settings(given: Mapping[str, Any], *, images: bool) -> TrainConfig | ImageC
     seed = [] if given["seed"] is None else [f"seed={given['seed']}"]
     config = config.updated([*given["settings"], *seed])
     splits = {name: given[name] for name in ("split_by", "group_by") if given[name] is not None}
-    if splits and images:
-        raise ConfigError(
-            "rows must be of a table to be split by a column, got images. Drop --split-by and --group-by."
-        )
     told = {} if given["condition"] is None else {"condition": given["condition"]}
     if told and not images:
         raise ConfigError(
@@ -198,22 +198,27 @@ def explain(model_uri: str, input: str, top: int, out: str | None, overwrite: bo
 @click.argument("model_uri")
 @click.argument("data", type=click.Path())
 @click.option("--label", required=True, help="Column that is true or 1 for anomalous rows.")
+@click.option("--group-by", metavar="COL", help="Column of what makes rows alike, such as machines: intervals by it.")
 @as_json
-def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
+def evaluate(model_uri: str, data: str, label: str, group_by: str | None, as_json: bool) -> None:
     """Compare scores with labels: AUROC, average precision and false alarms, with 95 % intervals.
 
-    Use rows that the model was not trained on.
+    Use rows that the model was not trained on. Rows of one machine, patient or writer are alike: a thousand rows of ten
+    machines say little more than ten rows do of the next machine. With --group-by intervals say that.
 
     \b
     Example:
       anomaly-vae evaluate models:/pumps@champion labelled.csv --label failed
+      anomaly-vae evaluate models:/pumps@champion labelled.csv --label failed --group-by machine
     """
     from ..serving import tracking
     from ..serving.batch import evaluate_file
 
     model = tracking.load(model_uri)
     with terminal.counting_rows() as on_rows:
-        result = evaluate_file(model.detector, data, label, schema=model.detector.schema, on_rows=on_rows)
+        result = evaluate_file(
+            model.detector, data, label, group_by=group_by, schema=model.detector.schema, on_rows=on_rows
+        )
     if as_json:
         parts = {name: getattr(result, name).to_dict() for name in ("ranking", "false_alarms", "detections")}
         print_json({**parts, "alpha": result.alpha, "model": model.uri})
@@ -223,6 +228,8 @@ def evaluate(model_uri: str, data: str, label: str, as_json: bool) -> None:
         f"false alarms       {terminal.rate(result.false_alarms)} of the normal rows; promised: {result.alpha:.0%}"
     )
     click.echo(f"found              {terminal.rate(result.detections)} of the anomalous rows")
+    if group_by is not None:
+        click.echo(f"intervals          by {result.ranking.n_groups:,} groups of {group_by!r}")
 
 
 @click.command(short_help="Set thresholds anew, without training.")

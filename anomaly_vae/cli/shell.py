@@ -134,7 +134,8 @@ def print_json(value: Any) -> None:
 def registered_facts(made: Registered) -> dict[str, Any]:
     """Return what a program wants to know of a version just registered."""
     ranking = made.ranking.to_dict() if made.ranking else None
-    return {"uri": made.uri, "run_id": made.run_id, "champion": made.champion, "ranking": ranking}
+    facts = {"uri": made.uri, "run_id": made.run_id, "champion": made.champion, "ranking": ranking}
+    return facts | ({"promise": made.promise.to_dict()} if made.promise else {})
 
 
 def short(path: Path) -> Path:

@@ -71,7 +71,7 @@ LATER_SETTINGS: dict[str, Any] = {
     "group_by": None,
 }
 """Settings that files of format 1 lack, with the values that describe them; so set, they are not in a digest."""
-LATER_IMAGE_SETTINGS: dict[str, Any] = {"condition": None}
+LATER_IMAGE_SETTINGS: dict[str, Any] = {"condition": None, "split_by": None, "group_by": None}
 """The same of images, where files of format 4 may lack them."""
 DAMAGES = (
     *(AnomalyVaeError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError),

@@ -1,6 +1,13 @@
 """Ranking quality and false alarms, from arrays alone.
 
-Every figure comes with an interval: a bootstrap one for rankings, an exact one for rates.
+Every figure comes with an interval: a bootstrap one for rankings, an exact one for rates. Rows of one machine, patient
+or writer are alike, so many rows of few of them say less than their number: with `groups` intervals are by groups.
+
+References:
+    Korn & Graubard (1998), Confidence intervals for proportions with small expected number of positive counts estimated
+        from survey data, Survey Methodology 24.
+    Hesterberg (2015), What teachers should know about the bootstrap, American Statistician 69, section 4.
+    Rao & Wu (1988), Resampling inference with complex survey data, JASA 83.
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ class Ranking(Carded):
         n_normal: Normal rows seen.
         n_anomalous: Anomalous rows seen.
         level: Confidence level of both intervals.
+        n_groups: Groups that the intervals are by; None = rows count as independent.
     """
 
     auroc: float
@@ -44,6 +52,7 @@ class Ranking(Carded):
     n_normal: int
     n_anomalous: int
     level: float
+    n_groups: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
@@ -61,6 +70,7 @@ class Rate:
         count: Rows flagged.
         n: Rows seen.
         level: Confidence level of the interval.
+        n_groups: Groups that the interval is by; None = rows count as independent.
     """
 
     rate: float
@@ -69,6 +79,7 @@ class Rate:
     count: int
     n: int
     level: float
+    n_groups: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
@@ -76,16 +87,25 @@ class Rate:
 
 
 def auroc_ap(
-    labels: ArrayLike, scores: ArrayLike, *, n_boot: int = 1000, seed: int = 0, level: float = 0.95
+    labels: ArrayLike,
+    scores: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Ranking:
-    """AUROC and average precision of a score, with stratified bootstrap intervals.
+    """AUROC and average precision of a score, with bootstrap intervals.
 
     Normal and anomalous rows are drawn again separately, so each repetition has the table's own prevalence,
-    on which average precision depends.
+    on which average precision depends. With groups it is whole groups that are drawn, one fewer than there are, which
+    makes the variance unbiased (Rao and Wu 1988), and percentiles lie as far out as Student's t for so many groups
+    (Hesterberg 2015).
 
     Args:
         labels: True (or 1) for anomalous rows, shape (n,).
         scores: High = anomalous, finite, shape (n,).
+        groups: What rows belong together by, (n,).
         n_boot: Repetitions of the bootstrap.
         seed: Seed of the bootstrap.
         level: Confidence level, between 0 and 1.
@@ -94,21 +114,31 @@ def auroc_ap(
         The two figures and their percentile intervals.
 
     Raises:
-        ShapeError: The arrays differ in length, are not one-dimensional, or hold rows of one kind only.
+        ShapeError: The arrays differ in length, are not one-dimensional, or hold rows of one kind only, or either kind
+            in one group only.
         ConfigError: A score is not finite, or a setting is out of range.
 
     Example:
         >>> auroc_ap([False, False, True, True], [0.1, 0.4, 0.35, 0.8], n_boot=10).auroc
         0.75
     """
+    from scipy.stats import norm, t
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     anomalous, values = _checked(labels, scores)
     _check_level(level)
     if n_boot < 1:
         raise ConfigError(f"n_boot must be at least 1, got {n_boot}. Use 1000 for a 95 % interval.", n_boot=n_boot)
-    aurocs, precisions = _bootstrap(values[~anomalous], values[anomalous], n_boot, np.random.default_rng(seed))
-    tails = [(1 - level) / 2, (1 + level) / 2]
+    rng, tail, number = np.random.default_rng(seed), (1 - level) / 2, None
+    if groups is None:
+        aurocs, precisions = _bootstrap(values[~anomalous], values[anomalous], n_boot, rng)
+    else:
+        of_group = _numbered(groups, len(values))
+        _check_groups(of_group, anomalous)
+        aurocs, precisions = _bootstrap_of_groups(values, anomalous, of_group, n_boot, rng)
+        number = int(of_group.max()) + 1
+        tail = norm.cdf(t.ppf(tail, number - 1))
+    tails = [tail, 1 - tail]
     (auroc_low, auroc_high), (ap_low, ap_high) = np.quantile(aurocs, tails), np.quantile(precisions, tails)
     return Ranking(
         auroc=float(roc_auc_score(anomalous, values)),
@@ -120,28 +150,35 @@ def auroc_ap(
         n_normal=int((~anomalous).sum()),
         n_anomalous=int(anomalous.sum()),
         level=level,
+        n_groups=number,
     )
 
 
-def flag_rate(flags: ArrayLike, *, level: float = 0.95) -> Rate:
+def flag_rate(flags: ArrayLike, *, groups: ArrayLike | None = None, level: float = 0.95) -> Rate:
     """Share of rows that were flagged, with its exact (Clopper-Pearson) interval.
 
-    Of normal rows it is the false-alarm rate, of anomalous ones the share found.
+    Of normal rows it is the false-alarm rate, of anomalous ones the share found. With groups the interval is that of as
+    many independent rows as would make the rate vary as it does between groups, and by Student's t for their number
+    (Korn and Graubard 1998): it says where the rate of other groups lies.
 
     Args:
         flags: True where a row was flagged, shape (n,).
+        groups: What rows belong together by, (n,).
         level: Confidence level, between 0 and 1.
 
     Raises:
-        ShapeError: There is no row, or the array is not one-dimensional.
+        ShapeError: There is no row, the array is not one-dimensional, or all rows are of one group.
         ConfigError: The level is out of range.
 
     Example:
         >>> rate = flag_rate([True] + [False] * 19)
         >>> rate.rate, round(rate.high, 3)
         (0.05, 0.249)
+        >>> apart = flag_rate([True] * 10 + [False] * 90, groups=np.arange(100) // 10)
+        >>> apart.rate, round(apart.high, 3)  # one of ten groups was flagged whole
+        (0.1, 0.536)
     """
-    from scipy.stats import binomtest
+    from scipy.stats import beta
 
     flags = np.asarray(flags, dtype=bool)
     _check_level(level)
@@ -150,9 +187,40 @@ def flag_rate(flags: ArrayLike, *, level: float = 0.95) -> Rate:
             f"flags must have shape (n,) with n >= 1, got {flags.shape}. Pass one flag for each row.",
             shape=flags.shape,
         )
-    count, n = int(flags.sum()), flags.size
-    interval = binomtest(count, n).proportion_ci(confidence_level=level, method="exact")
-    return Rate(rate=count / n, low=float(interval.low), high=float(interval.high), count=count, n=n, level=level)
+    count, n, tail = int(flags.sum()), flags.size, (1 - level) / 2
+    worth, number = float(n), None
+    if groups is not None:
+        of_group = _numbered(groups, n)
+        number = int(of_group.max()) + 1
+        worth = _independent_rows(flags, of_group, level)
+    seen = worth * count / n
+    low = 0.0 if count == 0 else float(beta.ppf(tail, seen, worth - seen + 1))
+    high = 1.0 if count == n else float(beta.ppf(1 - tail, seen + 1, worth - seen))
+    return Rate(rate=count / n, low=low, high=high, count=count, n=n, level=level, n_groups=number)
+
+
+def _independent_rows(flags: NDArray[np.bool_], of_group: NDArray[np.intp], level: float) -> float:
+    """Return as how many independent rows these count: the effective sample size of their share of flags.
+
+    It is at most their number, and that where all rows are flagged alike, since nothing is then known of how alike the
+    rows of a group are.
+    """
+    from scipy.stats import t
+
+    n, sizes = flags.size, np.bincount(of_group)
+    if len(sizes) < 2:
+        raise ShapeError(
+            f"an interval by groups must have rows of at least 2 groups, got {len(sizes)}. Leave groups out.",
+            groups=len(sizes),
+        )
+    rate = flags.mean()
+    off = np.bincount(of_group, weights=flags) - rate * sizes
+    variance = len(sizes) / (len(sizes) - 1) * (off @ off) / n**2
+    if variance == 0:
+        return float(n)
+    tail = (1 + level) / 2
+    few = t.ppf(tail, n - 1) / t.ppf(tail, len(sizes) - 1)
+    return float(min(n, rate * (1 - rate) / variance * few**2))
 
 
 def _bootstrap(
@@ -177,6 +245,37 @@ def _bootstrap(
         false = of_normal.multinomial(len(normal), normal_share, size=size)
         true = of_anomalous.multinomial(len(anomalous), anomalous_share, size=size)
         parts.append(_ranking_of_counts(false, true))
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def _bootstrap_of_groups(
+    values: NDArray[np.float64],
+    anomalous: NDArray[np.bool_],
+    of_group: NDArray[np.intp],
+    n_boot: int,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """AUROC and average precision of resamples of whole groups, each of shape (at most n_boot,).
+
+    Resamples without a normal or an anomalous row have neither figure and are left out. Counts as in `_bootstrap`.
+    """
+    from scipy.sparse import coo_array
+
+    distinct = np.unique(values[anomalous])
+    level = np.searchsorted(distinct, values, "left") + np.searchsorted(distinct, values, "right")
+    shape = (2 * len(distinct) + 1, int(of_group.max()) + 1)
+    counts = [  # levels x groups
+        coo_array((np.ones(rows.sum(), dtype=np.int64), (level[rows], of_group[rows])), shape=shape).tocsr()
+        for rows in (~anomalous, anomalous)
+    ]
+    chunk = max(1, _CELLS // max(shape))
+    parts = []
+    for start in range(0, n_boot, chunk):
+        size = min(chunk, n_boot - start)
+        drawn = rng.multinomial(shape[1] - 1, np.full(shape[1], 1 / shape[1]), size=size)
+        false, true = ((of_kind @ drawn.T).T for of_kind in counts)
+        whole = (false.sum(1) > 0) & (true.sum(1) > 0)
+        parts.append(_ranking_of_counts(false[whole], true[whole]))
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
@@ -217,6 +316,27 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], N
             f"scores must be finite, got {values[row]} in row {row}. Leave out rows without a score.", row=row
         )
     return anomalous, values
+
+
+def _numbered(groups: ArrayLike, n: int) -> NDArray[np.intp]:
+    """Return the number of each row's group, from 0, (n,)."""
+    names = np.asarray(groups)
+    if names.shape != (n,):
+        raise ShapeError(
+            f"groups must be one for each of the {n:,} rows, got shape {names.shape}. Pass as many.", shape=names.shape
+        )
+    number: NDArray[np.intp] = np.unique(names, return_inverse=True)[1]
+    return number
+
+
+def _check_groups(of_group: NDArray[np.intp], anomalous: NDArray[np.bool_]) -> None:
+    for kind, rows in (("normal", ~anomalous), ("anomalous", anomalous)):
+        if len(np.unique(of_group[rows])) < 2:
+            raise ShapeError(
+                f"an interval by groups must have {kind} rows of at least 2 groups, got 1: nothing tells how groups "
+                "differ. Add rows of others, or leave groups out.",
+                kind=kind,
+            )
 
 
 def _check_level(level: float) -> None:

@@ -47,6 +47,8 @@ class FitConfig(Options):
     max_calibration_rows: int = option(10_000, "held-out calibration rows kept at most")
     seed: int = option(0, "seed of the split, the weights, the batches and the score's noise")
     device: str = option("auto", f"where to compute: {', '.join(DEVICES)}; auto takes a GPU for large steps")
+    split_by: str | None = option(None, "column of times: the latest rows calibrate; it is left out of the model")
+    group_by: str | None = option(None, "column of groups held out whole, not in parts; it is left out of the model")
 
     def steps_for(self, rows: int) -> int:
         """Return the optimiser steps of a training on so many rows."""
@@ -97,6 +99,7 @@ class FitConfig(Options):
                 "calibration": SHARE,
             }
         )
+        self._check_columns("split_by", "group_by")
         held = self.validation + (self.calibration or 0.0)
         check(held < 0.95, "validation + calibration", "leave at least 5 % of the rows for training", held)
 
@@ -124,6 +127,11 @@ class FitConfig(Options):
             value = getattr(self, name)
             if name != "calibration" or value is not None:
                 check(is_number(value) and accept(value), name, rule, value)
+
+    def _check_columns(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            check(value is None or (isinstance(value, str) and value != ""), name, "be the name of a column", value)
 
     def _check_flags(self, *names: str) -> None:
         for name in names:
@@ -160,8 +168,6 @@ class TrainConfig(FitConfig):
     hide: float = option(0.1, "share of cells made missing in training, so that missing ones are understood")
     charge_missing: bool = option(True, "charge a missing cell its column's mean nats, so that rows are comparable")
     precision: str = option("float32", f"of the decoder's hidden layers when scoring: {', '.join(PRECISIONS)}")
-    split_by: str | None = option(None, "column of times: the latest rows calibrate; it is left out of the model")
-    group_by: str | None = option(None, "column of groups held out whole, not in parts; it is left out of the model")
 
     def __post_init__(self) -> None:
         self._check_choices(
@@ -182,9 +188,6 @@ class TrainConfig(FitConfig):
                 "second_beta": NOT_NEGATIVE,
             }
         )
-        for name in ("split_by", "group_by"):
-            value = getattr(self, name)
-            check(value is None or (isinstance(value, str) and value != ""), name, "be the name of a column", value)
         check(isinstance(self.columns, Mapping), "columns", "be a table of name = kind", self.columns)
         for name, kind in self.columns.items():
             check(kind in KINDS, f"columns.{name}", f"be one of {', '.join(KINDS)}", kind)
@@ -221,14 +224,20 @@ class ImageConfig(FitConfig):
         self._check_integer_lists("size")
         check(len(self.size) in (0, 2), "size", "be empty or [height, width]", self.size)
         self._check_flags("mixed_precision")
-        told = self.condition
-        check(told is None or (isinstance(told, str) and told != ""), "condition", "be the name of a column", told)
-        if told is not None:
+        self._check_columns("condition")
+        if self.condition is not None:
+            apart = self.condition not in (self.split_by, self.group_by)
+            check(apart, "condition", "be another column than split_by and group_by", self.condition)
             check(self.input_noise == 0, "input_noise", "be 0 for a model that is told classes", self.input_noise)
 
     def steps_for(self, rows: int) -> int:
         """Return the optimiser steps of a training on so many images."""
         return self.steps or min(max(1000, 2 * math.ceil(rows / self.batch_size)), 20_000)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Columns that images must come with for training: their classes, and what they are split by."""
+        return tuple(dict.fromkeys(filter(None, (self.condition, self.split_by, self.group_by))))
 
     @property
     def height_width(self) -> tuple[int, int] | None:

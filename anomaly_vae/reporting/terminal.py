@@ -39,6 +39,24 @@ def training_lines(fit: Fit, detector: Detector) -> str:
     return "\n".join(lines)
 
 
+def promise_line(promise: Rate | None, column: str) -> str:
+    """From how many groups thresholds come, and how many rows of other groups they flag.
+
+    Args:
+        promise: Share of the calibration rows that is flagged, with its interval by groups.
+        column: The column of groups.
+    """
+    if promise is None:
+        return (
+            f"Thresholds come from rows of one {column!r} alone, and nothing tells how others differ: hold out more "
+            "(--set calibration=0.3), or name a finer column."
+        )
+    return (
+        f"Thresholds come from {promise.n_groups:,} groups of {column!r} and flag {promise.rate:.1%} of their rows; of "
+        f"other groups' rows they flag {promise.low:.1%} to {promise.high:.1%} ({promise.level:.0%} interval)."
+    )
+
+
 def registered_line(name: str, version: str, *, champion: bool) -> str:
     """Which version a model became, and whether it is the champion."""
     standing = ", the champion." if champion else "; the champion stays as it was."

@@ -253,6 +253,7 @@ def evaluate_file(
     source: str | Path,
     label: str,
     *,
+    group_by: str | None = None,
     alpha: float = ScoreConfig.alpha,
     schema: Schema | ImageSchema | None = None,
     on_rows: Callable[[int, int], None] | None = None,
@@ -263,34 +264,37 @@ def evaluate_file(
         scorer: The model.
         source: CSV or Parquet file, or a folder of them.
         label: Column that is true or 1 for anomalous rows.
+        group_by: Column of what makes rows alike, such as machines: intervals are then by its groups.
         alpha: False-alarm rate to flag at.
         schema: The model's columns: its text columns stay text when read from CSV.
         on_rows: Called with the number of rows done and the pass, 1.
 
     Raises:
-        SchemaError: The label column is absent or holds something else than labels.
-        ShapeError: The rows are all of one kind.
+        SchemaError: The label column is absent or holds something else than labels, or that of groups is.
+        ShapeError: The rows are all of one kind, or one kind's are all of one group.
     """
-    truth, score, flag, rows = [], [], [], 0
-    for frame in stream(source, schema, label=label).frames:
+    truth, score, flag, group, rows = [], [], [], [], 0
+    unknown = beyond(schema, label, group_by)
+    for frame in stream(source, schema, label=label, key=[group_by] if group_by else []).frames:
         if label not in frame.columns:
             raise SchemaError(
                 f"the label must be a column of the table, got {label!r}. It has {_listed(frame)}.", column=label
             )
-        scores = scorer.score_frame(frame.drop(columns=[label, *_beside(frame, schema)]), alpha=alpha)
+        if group_by is not None:
+            group.append(group_names(frame, group_by).to_numpy(dtype=str))
+        scores = scorer.score_frame(frame.drop(columns=[*unknown, *_beside(frame, schema)]), alpha=alpha)
         truth.append(labels(frame[label]))
         score.append(scores["anomaly_score"].to_numpy())
         flag.append(scores["is_anomaly"].to_numpy(dtype=bool))
         rows += len(frame)
         if on_rows:
             on_rows(rows, 1)
-    anomalous, flags = np.concatenate(truth), np.concatenate(flag)
-    return Evaluation(
-        ranking=auroc_ap(anomalous, np.concatenate(score)),
-        false_alarms=flag_rate(flags[~anomalous]),
-        detections=flag_rate(flags[anomalous]),
-        alpha=alpha,
+    anomalous, flags, groups = np.concatenate(truth), np.concatenate(flag), np.concatenate(group) if group else None
+    alarms, found = (
+        flag_rate(flags[kind], groups=None if groups is None else groups[kind]) for kind in (~anomalous, anomalous)
     )
+    ranking = auroc_ap(anomalous, np.concatenate(score), groups=groups)
+    return Evaluation(ranking=ranking, false_alarms=alarms, detections=found, alpha=alpha)
 
 
 def strangest_rows(

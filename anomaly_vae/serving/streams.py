@@ -149,7 +149,7 @@ def read_images(
     source: str | Path,
     *,
     label: str | None = None,
-    condition: str | None = None,
+    beside: Sequence[str] = (),
     size: tuple[int, int] | None = None,
 ) -> Whole:
     """Return a whole set of images at one size, for training.
@@ -157,15 +157,15 @@ def read_images(
     Args:
         source: See `open_images`.
         label: Name for the column of classes, kept beside the images if it is given.
-        condition: The same for classes that the model is told. Only a Parquet file has two such columns.
+        beside: The same for what training looks at, `ImageConfig.beside`. Only a Parquet file has two such columns.
         size: Height and width; by default chosen by the images.
 
     Raises:
         SchemaError: A column is absent.
     """
-    opened = open_images(source, label=condition or label)
+    opened = open_images(source, label=next(iter(beside), label))
     schema = opened.fit(size=size)
-    return Whole(_chosen(opened.read(schema), [schema.column, condition, label]), opened.errors)
+    return Whole(_chosen(opened.read(schema), [schema.column, *beside, label]), opened.errors)
 
 
 def images_of(

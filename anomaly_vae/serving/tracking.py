@@ -37,7 +37,7 @@ from . import flavor
 
 if TYPE_CHECKING:
     from ..estimator import Elsewhere, Fit
-    from ..evaluation.metrics import Ranking
+    from ..evaluation.metrics import Ranking, Rate
     from ..training import Epoch
 
 Model = TypeVar("Model")
@@ -60,6 +60,7 @@ class Registered:
         detector: The model.
         fit: How training went, if it was trained.
         ranking: AUROC and average precision on held-out rows, if labels were given.
+        promise: Share of the calibration rows that is flagged, with its interval by groups, if they were split so.
     """
 
     uri: str
@@ -70,6 +71,7 @@ class Registered:
     detector: Detector
     fit: Fit | None = None
     ranking: Ranking | None = None
+    promise: Rate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +138,11 @@ def train_and_register(
         _log_settings(fit.detector.config, rows, name, source)
         registered = _register(fit.detector, name, run_id)
         facts = {"run": run_id, "trained on": source}
-        ranking = log_training(fit, rows, frame[~normal], model=registered.uri, facts=facts)
+        ranking, promise = log_training(fit, rows, frame[~normal], model=registered.uri, facts=facts)
     if checkpoint is not None:
         for path in (checkpoint, second_checkpoint(checkpoint)):
             path.unlink(missing_ok=True)
-    return replace(registered, fit=fit, ranking=ranking)
+    return replace(registered, fit=fit, ranking=ranking, promise=promise)
 
 
 def recalibrate_and_register(

@@ -10,20 +10,25 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..data.images import ImageSchema
 from ..detection.detector import Detector
 from ..estimator import Fit
-from ..evaluation.metrics import Ranking, auroc_ap
+from ..evaluation.metrics import Ranking, Rate, auroc_ap, flag_rate
 from ..options import ScoreConfig
 from ..reporting.figures import calibration_curve, score_histogram, training_curves
 from . import pictures
 from .report import write_training_report
+from .streams import group_names
+
+Scored = Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
+"""Rows and their scores, by what they are."""
 
 
 def log_training(
     fit: Fit, rows: pd.DataFrame, anomalous: pd.DataFrame, *, model: str, facts: Mapping[str, Any]
-) -> Ranking | None:
+) -> tuple[Ranking | None, Rate | None]:
     """Log how a training went to the run that is open.
 
     Args:
@@ -34,10 +39,17 @@ def log_training(
         facts: For the page, by their names.
 
     Returns:
-        How the anomalous rows rank against the calibration rows; None without them.
+        How the anomalous rows rank against the calibration rows; None without them. And how many calibration rows are
+        flagged, by groups; None where rows were not split by groups, or those are of one group.
     """
     scored = _scored(fit, rows, anomalous)
     ranking = _log_scores(fit.detector, scored) if scored else None
+    promise = _promise(fit.detector, scored)
+    if promise is not None:
+        facts = {**facts, "groups that set thresholds": promise.n_groups}
+        mlflow.log_metrics(
+            {"calibration_groups": promise.n_groups or 0, "flagged_low": promise.low, "flagged_high": promise.high}
+        )
     if scored and isinstance(fit.detector.schema, ImageSchema):
         shown = scored["anomalous" if ranking is not None else "calibration"][0]
         sheet = pictures.sheet(fit.detector, pictures.strangest_of(fit.detector, shown))
@@ -47,9 +59,29 @@ def log_training(
         write_training_report(fit, rows, Path(folder) / "report.html", scored=scored, model=model, facts=facts)
         mlflow.log_artifacts(folder)
     if ranking is not None:
-        metrics = {k: v for k, v in ranking.to_dict().items() if k not in ("level", "n_normal", "n_anomalous")}
+        beside = ("level", "n_normal", "n_anomalous", "n_groups")
+        metrics = {k: v for k, v in ranking.to_dict().items() if k not in beside}
         mlflow.log_metrics(metrics)
-    return ranking
+    return ranking, promise
+
+
+def _promise(detector: Detector, scored: Scored) -> Rate | None:
+    """Return the share of calibration rows that are flagged, by whole groups: as far as it is known of others."""
+    if not scored:
+        return None
+    rows, scores = scored["calibration"]
+    groups = _groups(detector, rows)
+    return flag_rate(scores["is_anomaly"], groups=groups) if _several(groups) else None
+
+
+def _groups(detector: Detector, rows: pd.DataFrame) -> NDArray[np.str_]:
+    """Return the name of each row's group, (n,), the same of all where rows were not split by groups."""
+    column = detector.config.group_by
+    return np.full(len(rows), "") if column is None else group_names(rows, column).to_numpy(dtype=str)
+
+
+def _several(groups: NDArray[np.str_]) -> bool:
+    return len(np.unique(groups)) > 1
 
 
 def _scored(fit: Fit, rows: pd.DataFrame, anomalous: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
@@ -61,7 +93,7 @@ def _scored(fit: Fit, rows: pd.DataFrame, anomalous: pd.DataFrame) -> dict[str, 
     return {name: (part, fit.detector.score_frame(part, alpha=alpha)) for name, part in parts.items() if len(part)}
 
 
-def _log_scores(detector: Detector, scored: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Ranking | None:
+def _log_scores(detector: Detector, scored: Scored) -> Ranking | None:
     """Log where the scores of held-out rows lie, ranked against rows labelled anomalous if there are any.
 
     Also logs how p-values keep their promise on the validation rows, which only decided when training stopped.
@@ -71,7 +103,8 @@ def _log_scores(detector: Detector, scored: Mapping[str, tuple[pd.DataFrame, pd.
     if "anomalous" in scored:
         scores = np.concatenate([normal, scored["anomalous"][1]["anomaly_score"]])
         labels = np.arange(len(scores)) >= len(normal)
-        ranking = auroc_ap(labels, scores)
+        groups = [_groups(detector, scored[name][0]) for name in ("calibration", "anomalous")]
+        ranking = auroc_ap(labels, scores, groups=np.concatenate(groups) if all(map(_several, groups)) else None)
     threshold = detector.threshold(_promised(detector))
     mlflow.log_figure(score_histogram(scores, threshold, labels), "figures/scores.png")
     if "validation" in scored:

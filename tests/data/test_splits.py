@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from anomaly_vae import Detector, ImageConfig, TrainConfig, fit_detector
+from anomaly_vae.data.images import frame_of
 from anomaly_vae.data.splits import split_frame
 from anomaly_vae.errors import ConfigError, SchemaError
 from tests.conftest import mixed_frame
@@ -129,7 +132,30 @@ def test_one_way_to_split_at_a_time() -> None:
         fit_detector(frame, TrainConfig(split_by="when", **FAST), key=frame["city"])
     with pytest.raises(ConfigError, match="split_by must be the name of a column"):
         TrainConfig(split_by="")
-    assert not hasattr(ImageConfig(), "split_by")
+
+
+def test_images_are_held_out_by_whole_writers(tmp_path: Path) -> None:
+    digits = load_digits()
+    frame = frame_of(np.round(digits.images[:400] * 255 / 16).astype(np.uint8))
+    writers = frame.assign(writer=[f"w{i // 10}" for i in range(400)])
+    fast: dict[str, Any] = {"steps": 60, "latent": 4, "calibration_k": (4,), "calibration": 0.25}
+    fit = fit_detector(writers, ImageConfig(group_by="writer", **fast))
+    held = {name: set(writers["writer"].iloc[rows]) for name, rows in fit.split.items()}
+    assert len(held["calibration"]) == 10
+    assert not held["calibration"] & (held["train"] | held["validation"])
+    images = frame.iloc[fit.split["calibration"]]  # the column need not be there to score
+    scores = fit.detector.score_frame(images)
+    assert np.sort(scores["anomaly_score"]).tolist() == fit.detector.calibration.scores[4].tolist()
+    pd.testing.assert_frame_equal(fit.detector.score_frame(writers.iloc[fit.split["calibration"]]), scores)
+    fit.detector.save(tmp_path / "saved")
+    assert Detector.load(tmp_path / "saved").config.group_by == "writer"
+    both = writers.assign(digit=digits.target[:400] % 3, day=range(400))
+    late = fit_detector(both, ImageConfig(condition="digit", split_by="day", group_by="writer", **fast))
+    assert set(both["writer"].iloc[late.split["calibration"]]) == {f"w{i}" for i in range(30, 40)}
+    with pytest.raises(SchemaError, match="must come with 'writer' and no other column, got 1 columns: 'image'"):
+        fit_detector(frame, ImageConfig(group_by="writer", **fast))
+    with pytest.raises(ConfigError, match="condition must be another column than split_by and group_by"):
+        ImageConfig(condition="writer", group_by="writer")
 
 
 @pytest.mark.filterwarnings("ignore::anomaly_vae.errors.TrainingWarning")  # columns that do not depend on each other

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import beta, t
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_vae.errors import ConfigError, ShapeError
-from anomaly_vae.evaluation.metrics import _bootstrap, _ranking_of_counts, auroc_ap, flag_rate
+from anomaly_vae.evaluation.metrics import _bootstrap, _bootstrap_of_groups, _ranking_of_counts, auroc_ap, flag_rate
 
 
 def scored_rows(n_normal: int, n_anomalous: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +104,83 @@ def test_a_perfect_ranking_has_a_perfect_interval() -> None:
 def test_bad_input_is_named(labels: list, scores: list, options: dict, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         auroc_ap(labels, scores, **options)
+
+
+def rows_of_machines(machines: int, seed: int, *, alike: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    """Flags of rows, of which 5 % are flagged, but more of one machine's than of another's; and their machines."""
+    rng = np.random.default_rng(seed)
+    rates = rng.beta(0.05 * alike, 0.95 * alike, size=machines)
+    machine = np.repeat(np.arange(machines), rng.integers(10, 40, size=machines))
+    return rng.random(machine.size) < rates[machine], machine
+
+
+def test_intervals_by_groups_cover_the_rate_of_all_groups_where_those_by_rows_do_not() -> None:
+    covered = {"groups": 0, "rows": 0}
+    for seed in range(400):
+        flags, machine = rows_of_machines(60, seed)
+        for name, groups in (("groups", machine), ("rows", None)):
+            rate = flag_rate(flags, groups=groups)
+            covered[name] += rate.low <= 0.05 <= rate.high
+    assert covered["groups"] >= 368  # 95 % of 400 is 380, standard deviation 4.4; few positive groups cost a little
+    assert covered["rows"] < 300
+
+
+def test_rows_that_are_each_their_own_group_count_as_independent() -> None:
+    flags = np.random.default_rng(0).random(2000) < 0.05
+    apart, rows = flag_rate(flags, groups=np.arange(2000)), flag_rate(flags)
+    assert (apart.low, apart.high) == (pytest.approx(rows.low, rel=1e-3), pytest.approx(rows.high, rel=1e-3))
+    assert (apart.n_groups, rows.n_groups) == (2000, None)
+
+
+def test_groups_flagged_whole_count_as_a_row_each() -> None:
+    """Ten of forty machines are flagged, rows and all: as forty rows would, by Student's t for forty."""
+    machine = np.arange(40).repeat(25)
+    rate = flag_rate(machine < 10, groups=machine)
+    worth = 39 * (t.ppf(0.975, 999) / t.ppf(0.975, 39)) ** 2
+    assert rate.low == pytest.approx(beta.ppf(0.025, worth / 4, 0.75 * worth + 1))
+    assert rate.high == pytest.approx(beta.ppf(0.975, worth / 4 + 1, 0.75 * worth))
+
+
+@pytest.mark.parametrize("flagged", [0, 30])
+def test_rows_flagged_all_alike_tell_nothing_of_groups(flagged: int) -> None:
+    flags = np.arange(30) < flagged
+    apart, rows = flag_rate(flags, groups=np.arange(30) % 3), flag_rate(flags)
+    assert (apart.low, apart.high) == (rows.low, rows.high)
+
+
+def test_the_bootstrap_of_groups_agrees_with_drawing_them() -> None:
+    labels, scores = scored_rows(90, 30, seed=2)
+    machine = np.random.default_rng(3).integers(0, 12, size=120)
+    scores = np.round(scores + np.random.default_rng(4).normal(size=12)[machine], 1)  # ties, and machines that differ
+    ours = _bootstrap_of_groups(scores, labels, machine, 4000, np.random.default_rng(0))
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(1500):
+        rows = np.concatenate([np.flatnonzero(machine == m) for m in rng.integers(0, 12, size=11)])
+        drawn.append([f(labels[rows], scores[rows]) for f in (roc_auc_score, average_precision_score)])
+    for mine, theirs in zip(ours, np.array(drawn).T, strict=True):
+        assert mine.mean() == pytest.approx(theirs.mean(), abs=5 * theirs.std() / np.sqrt(1500))
+        assert mine.std() == pytest.approx(theirs.std(), rel=0.1)
+    by_groups, by_rows = auroc_ap(labels, scores, groups=machine), auroc_ap(labels, scores)
+    assert (by_groups.auroc, by_groups.average_precision) == (by_rows.auroc, by_rows.average_precision)
+    assert by_groups.auroc_high - by_groups.auroc_low > 1.2 * (by_rows.auroc_high - by_rows.auroc_low)
+    assert (by_groups.n_groups, by_rows.n_groups) == (12, None)
+
+
+def test_memory_chunks_do_not_change_the_bootstrap_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, scores = scored_rows(50, 20)
+    whole = auroc_ap(labels, scores, groups=np.arange(70) % 9, n_boot=100)
+    monkeypatch.setattr("anomaly_vae.evaluation.metrics._CELLS", 41 * 7)
+    assert auroc_ap(labels, scores, groups=np.arange(70) % 9, n_boot=100) == whole
+
+
+def test_groups_that_tell_nothing_are_refused() -> None:
+    labels, scores = scored_rows(10, 4)
+    with pytest.raises(ShapeError, match=r"one for each of the 14 rows, got shape \(3,\)"):
+        auroc_ap(labels, scores, groups=[1, 2, 3])
+    with pytest.raises(ShapeError, match="anomalous rows of at least 2 groups, got 1"):
+        auroc_ap(labels, scores, groups=np.where(labels, 0, np.arange(14)))
+    with pytest.raises(ShapeError, match="at least 2 groups, got 1"):
+        flag_rate(labels, groups=np.zeros(14))
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 20), (3, 20), (20, 20), (57, 1000)])

@@ -98,11 +98,11 @@ def test_false_alarms_are_counted_among_images_that_chance_left_out(monkeypatch:
     digits, config = bench.read(None), ImageConfig(steps=100, channels=16, latent=4, calibration_k=(1, 4))
     other = replace(digits, test=255 - digits.test)  # test images unlike those for training, as a set may have them
     rows = pd.DataFrame(bench.alarms(other, 0, config))
-    assert list(rows.against) == ["false alarms at .01", "false alarms at .05", "false alarms at .1"]
+    assert list(rows.against[::2]) == ["false alarms at .01", "false alarms at .05", "false alarms at .1"]
     assert rows.auroc.between(rows.low / 3, rows.high * 2 + 0.01).all(), "near what was promised"
-    detector = fit_detector(other.train, config).detector
-    (kept,) = bench.false_alarms(detector, other.test, [0.05], 0.0)
-    assert kept["auroc"] > 0.5, "the set's own test images are strange"
+    assert list(rows.detector[:2]) == ["statistics", "pca_residual"]
+    ours, pca = bench.false_alarms(fit_detector(other.train, config), other.train, other.test, [0.05], 0.0)
+    assert min(ours["auroc"], pca["auroc"]) > 0.5, "the set's own test images are strange, whoever looks"
 
 
 def _place(photo: np.ndarray, square: np.ndarray) -> np.ndarray:

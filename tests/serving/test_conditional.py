@@ -99,10 +99,10 @@ def test_a_parquet_file_has_room_for_labels_beside_the_classes(place: Path, tmp_
     images, digit = digit_images()
     cells = pd.DataFrame({"image": [png_of(image) for image in images[:12]], "digit": digit[:12], "bad": [0, 1] * 6})
     cells.to_parquet(tmp_path / "both.parquet")
-    read = streams.read_images(tmp_path / "both.parquet", label="bad", condition="digit")
+    read = streams.read_images(tmp_path / "both.parquet", label="bad", beside=["digit"])
     assert read.frame.columns.tolist() == ["image", "digit", "bad"]
     with pytest.raises(SchemaError, match="only a Parquet file has several"):
-        streams.read_images(place / "photos", label="bad", condition="digit")
+        streams.read_images(place / "photos", label="bad", beside=["digit"])
     cells.assign(digit=digit[:12] % 2).to_parquet(tmp_path / "both.parquet")
     found = json.loads(run(place, "evaluate", MODEL, tmp_path / "both.parquet", "--label", "bad", "--json").stdout)
     assert found["ranking"]["n_anomalous"] == 6

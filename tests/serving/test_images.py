@@ -57,6 +57,27 @@ def test_a_folder_is_scored_and_the_unreadable_are_listed(place: Path) -> None:
         assert sum(part["nats"] for part in json.loads(text)) == pytest.approx(score, abs=1e-3)
 
 
+def test_sub_folders_are_held_out_whole_and_judged_as_groups(place: Path) -> None:
+    images, digit = digit_images()
+    for i, image in enumerate(images[:240]):
+        (place / "writers" / f"w{i // 8}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / "writers" / f"w{i // 8}" / f"{i}.png")
+    done = run(place, "train", "writers", "--name", "writers", "--group-by", "writer", *FAST, "--json")
+    made = json.loads(done.stdout)
+    assert made["promise"]["n"] == 8 * made["promise"]["n_groups"]
+    cells = [png_of(image) for image in images[:240]]
+    frame = pd.DataFrame({"image": cells, "bad": digit[:240] == 3, "writer": [f"w{i // 8}" for i in range(240)]})
+    frame.to_parquet(place / "writers.parquet")
+    words = ["evaluate", made["uri"], "writers.parquet", "--label", "bad"]
+    assert "by 30 groups of 'writer'" in run(place, *words, "--group-by", "writer").stdout
+    apart = json.loads(run(place, *words, "--group-by", "writer", "--json").stdout)
+    plain = json.loads(run(place, *words, "--json").stdout)
+    assert apart["ranking"]["auroc"] == plain["ranking"]["auroc"]
+    assert apart["ranking"]["auroc_low"] != plain["ranking"]["auroc_low"]
+    refused = run(place, "train", "photos", "--name", "none", "--group-by", "writer", code=2)
+    assert "sort the files into folders" in refused.stderr
+
+
 def test_arrays_and_parquet_score_as_the_files_do(place: Path) -> None:
     images = digit_images()[0][digit_images()[1] != 3][:200]
     np.save(place / "array.npy", images)

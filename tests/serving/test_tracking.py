@@ -17,6 +17,8 @@ import pytest
 
 from anomaly_vae import Detector, TrainConfig
 from anomaly_vae.errors import ArtifactError, ConfigError, ShapeError
+from anomaly_vae.evaluation.metrics import flag_rate
+from anomaly_vae.reporting.terminal import promise_line
 from anomaly_vae.serving import flavor, tracking
 
 from .conftest import NAME, make_rows
@@ -59,6 +61,23 @@ def test_labelled_rows_are_left_out_and_ranked(registered: tracking.Registered) 
     assert registered.ranking.n_anomalous == 20
     assert registered.ranking.n_normal == len(registered.fit.split["calibration"])
     assert registered.ranking.auroc > 0.9  # twenty rows with the wrong heat for their load
+
+
+def test_thresholds_of_whole_groups_say_how_far_they_hold_for_others(store: Path) -> None:
+    frame = make_rows(300, seed=0, strange=20).assign(pump=[f"p{i // 10}" for i in range(300)])
+    labels = np.arange(300) >= 280
+    made = tracking.train_and_register(frame, replace(SMALL, group_by="pump"), name="grouped", labels=labels)
+    assert made.fit is not None
+    groups = frame["pump"].iloc[made.fit.split["calibration"]]
+    scores = made.detector.score_frame(frame.iloc[made.fit.split["calibration"]])
+    assert made.promise == flag_rate(scores["is_anomaly"], groups=groups)
+    metrics = mlflow.MlflowClient().get_run(made.run_id).data.metrics
+    assert metrics["calibration_groups"] == made.promise.n_groups == groups.nunique() > 1
+    assert (metrics["flagged_low"], metrics["flagged_high"]) == (made.promise.low, made.promise.high)
+    assert made.ranking is not None
+    assert made.ranking.n_groups == groups.nunique() + 2, "those of the anomalous rows are others"
+    assert f"{made.promise.n_groups} groups of 'pump'" in promise_line(made.promise, "pump")
+    assert "one 'pump' alone" in promise_line(None, "pump")
 
 
 def test_recalibration_is_a_new_version_of_the_same_model(registered: tracking.Registered) -> None:
