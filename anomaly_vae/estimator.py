@@ -13,9 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import erf
-from scipy.stats import binom
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -31,6 +29,7 @@ from .errors import CalibrationError, ConfigError, NotFittedError, SchemaError, 
 from .models.family import Model, image_model
 from .models.vae import VAE
 from .options import Config, ImageConfig, TrainConfig
+from .pyod_facade import PyODFacade
 from .training import Epoch, Optimiser
 
 Elsewhere = Callable[[Schema | ImageSchema], Optimiser]
@@ -216,7 +215,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
 
         Args:
             X: Array (n, m) of numbers, NaN = missing, or a DataFrame of mixed columns; or images: an array (n, h, w) or
-                (n, h, w, c) of uint8 levels or of floats in [0, 1], or a DataFrame with one column of images.
+                (n, h, w, c) of uint8 levels or of floats in [0, 1], or a DataFrame with one column of images. Beside
+                either, in a DataFrame, the columns that `config.split_by` and `config.group_by` name.
             y: Ignored.
             sample_weight: Weight of each row in training, (n,).
 
@@ -304,7 +304,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         if isinstance(X, np.ndarray) and X.ndim in (3, 4):
             X = frame_of(X)
         if isinstance(X, pd.DataFrame):
-            validate_data(self, X, reset=reset, skip_check_array=True)
+            # What rows were split by is no feature: it need not be there to score.
+            config = self.config or TrainConfig()
+            features = X.drop(columns=[c for c in (config.split_by, config.group_by) if c], errors="ignore")
+            validate_data(self, features, reset=reset, skip_check_array=True)
             return X
         array = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
         names = getattr(self, "feature_names_in_", [f"x{j}" for j in range(array.shape[1])])
@@ -314,136 +317,3 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
-
-
-class PyODFacade(BaseEstimator):
-    """A detector in PyOD's conventions: high scores are anomalous, labels are 0 and 1.
-
-    `AnomalyDetector.as_pyod` makes it. Names and meanings are those of `pyod.models.base.BaseDetector`, and PyOD itself
-    is not needed. Two things are added: by default the threshold is the detector's promised false-alarm rate and not a
-    guess of how many rows are anomalous, and `predict_proba` also offers conformal p-values.
-
-    Args:
-        estimator: The detector; `fit` trains a copy of it.
-        contamination: Share of the training rows to label anomalous, in (0, 0.5]; None: label at the detector's
-            `alpha`.
-
-    Attributes:
-        estimator_: The fitted `AnomalyDetector`.
-        decision_scores_: Scores of the training rows, (n,), nats.
-        threshold_: Score above which a row is labelled 1.
-        labels_: Labels of the training rows, (n,).
-
-    Example:
-        >>> X = np.random.default_rng(0).normal(size=(300, 2))
-        >>> clf = AnomalyDetector(TrainConfig(steps=200), random_state=0).as_pyod().fit(X)
-        >>> clf.predict([[0.0, 0.0], [9.0, -9.0]]).tolist()
-        [0, 1]
-        >>> clf.predict_proba([[9.0, -9.0]], method="conformal").round(3).tolist()
-        [[0.025, 0.975]]
-    """
-
-    def __init__(self, estimator: AnomalyDetector, *, contamination: float | None = None) -> None:
-        number = isinstance(contamination, (int, float)) and not isinstance(contamination, bool)
-        if contamination is not None and not (number and 0 < contamination <= 0.5):
-            raise ConfigError(
-                f"contamination must be a share in (0, 0.5] or None, got {contamination!r}. Leave it out to label at "
-                "the detector's false-alarm rate."
-            )
-        self.estimator = estimator
-        self.contamination = contamination
-
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Train a copy of the detector and score the training rows.
-
-        Args:
-            X: Rows, as `AnomalyDetector.fit` takes them.
-            y: Ignored.
-        """
-        return self._adopt(clone(self.estimator).fit(X), X)
-
-    def fit_predict(self, X: Any, y: Any = None) -> NDArray[np.int64]:
-        """Return `fit(X).labels_`, (n,)."""
-        return self.fit(X).labels_
-
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return the anomaly score of each row, (n,), nats, high = anomalous."""
-        check_is_fitted(self, "threshold_")
-        return -self.estimator_.score_samples(X)
-
-    def predict(self, X: Any, return_confidence: bool = False) -> Any:
-        """Return 1 for anomalies and 0 for normal rows, (n,); with `return_confidence`, their confidence too."""
-        scores = self.decision_function(X)
-        labels = self._label(scores)
-        return (labels, self._confidence(scores)) if return_confidence else labels
-
-    def predict_proba(self, X: Any, method: str = "linear", return_confidence: bool = False) -> Any:
-        """Return the outlyingness of each row as [normal, anomalous] shares, (n, 2).
-
-        Args:
-            X: Rows.
-            method: How the second column is made: "linear", the score's place between the least and the largest
-                training score; "unify", the error function of its standardised value (Kriegel et al. 2011); or
-                "conformal", 1 - p_value, which alone comes with a promise: of normal rows at most a share alpha has
-                1 - alpha or more.
-            return_confidence: Whether to return `predict_confidence` as well.
-
-        Raises:
-            ConfigError: The method is unknown.
-            CalibrationError: "conformal" was asked of a detector without calibration rows.
-        """
-        scores = self.decision_function(X)
-        if method == "conformal":
-            detector = self.estimator_.detector_
-            detector.threshold(0.5)  # refuses a detector without calibration rows
-            outlying = 1 - detector.calibration.p_values(scores, k=detector.config.k)
-        elif method == "linear":
-            low, high = self._of_training().min(), self.decision_scores_.max()
-            outlying = (scores - low) / ((high - low) or 1.0)
-        elif method == "unify":
-            centre, spread = self._of_training().mean(), self.decision_scores_.std()
-            outlying = erf((scores - centre) / ((spread or 1.0) * np.sqrt(2)))
-        else:
-            raise ConfigError(f"method must be one of linear, unify, conformal, got {method!r}. Choose one of them.")
-        outlying = np.clip(outlying, 0, 1)
-        shares = np.column_stack([1 - outlying, outlying])
-        return (shares, self._confidence(scores)) if return_confidence else shares
-
-    def predict_confidence(self, X: Any) -> NDArray[np.float64]:
-        """Return how probably each row would keep its label had the training rows been others, (n,).
-
-        References:
-            Perini, Vercruyssen & Davis (2020), Quantifying the confidence of anomaly detectors in their example-wise
-            predictions.
-        """
-        return self._confidence(self.decision_function(X))
-
-    def _adopt(self, fitted: AnomalyDetector, X: Any) -> Self:
-        """Take over a fitted detector, and what its training rows tell if they are given."""
-        self.estimator_ = fitted
-        self.threshold_ = -fitted.offset_
-        if X is not None:
-            self.decision_scores_ = fitted._training_scores(X)
-            if self.contamination is not None:
-                self.threshold_ = float(np.quantile(self.decision_scores_, 1 - self.contamination))
-            self.labels_ = self._label(self.decision_scores_)
-        return self
-
-    def _label(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:
-        return (scores > self.threshold_).astype(np.int64)
-
-    def _of_training(self) -> NDArray[np.float64]:
-        if not hasattr(self, "decision_scores_"):
-            raise NotFittedError(
-                "scores of the training rows must be known for this, got a detector fitted without them. "
-                "Give the rows: as_pyod(X), or as_pyod().fit(X)."
-            )
-        return self.decision_scores_
-
-    def _confidence(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        training = np.sort(self._of_training())
-        n = len(training)
-        flagged = int(n * (self.labels_.mean() if self.contamination is None else self.contamination))
-        below = (1 + np.searchsorted(training, scores, side="right")) / (2 + n)
-        confidence = 1 - binom.cdf(n - flagged, n, below)
-        return np.where(self._label(scores) == 0, 1 - confidence, confidence)

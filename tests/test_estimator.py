@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from anomaly_vae import AnomalyDetector, TrainConfig, fit_detector
 from anomaly_vae.errors import CalibrationError, ConfigError, NotFittedError, SchemaError, TrainingWarning
-from anomaly_vae.estimator import PyODFacade
+from anomaly_vae.pyod_facade import PyODFacade
 from tests.conftest import mixed_frame
 
 SMALL = TrainConfig(steps=50, hidden=(8,), calibration_k=(4,), k=4)

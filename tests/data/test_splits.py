@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from anomaly_vae import Detector, ImageConfig, TrainConfig, fit_detector
+from anomaly_vae import AnomalyDetector, Detector, ImageConfig, TrainConfig, fit_detector
 from anomaly_vae.data.images import frame_of
 from anomaly_vae.data.splits import split_frame
 from anomaly_vae.errors import ConfigError, SchemaError
@@ -124,6 +124,9 @@ def test_training_calibrates_on_whole_groups() -> None:
     assert "machine" not in fit.detector.schema.names
     other = fit_detector(frame, TrainConfig(group_by="machine", split_by="visits", calibration=0.2, **FAST))
     assert set(other.detector.schema.names) == {"height", "weight", "member", "city"}
+    estimator = AnomalyDetector(TrainConfig(group_by="machine", calibration=0.2, **FAST)).fit(frame)
+    assert "machine" not in estimator.feature_names_in_
+    assert (estimator.predict(frame[:40]) == estimator.predict(frame[:40].drop(columns="machine"))).all()
 
 
 def test_one_way_to_split_at_a_time() -> None:
@@ -152,6 +155,10 @@ def test_images_are_held_out_by_whole_writers(tmp_path: Path) -> None:
     both = writers.assign(digit=digits.target[:400] % 3, day=range(400))
     late = fit_detector(both, ImageConfig(condition="digit", split_by="day", group_by="writer", **fast))
     assert set(both["writer"].iloc[late.split["calibration"]]) == {f"w{i}" for i in range(30, 40)}
+    estimator = AnomalyDetector(ImageConfig(group_by="writer", **fast)).fit(writers)
+    assert estimator.n_features_in_ == 1
+    assert (estimator.predict(writers[:40]) == estimator.predict(frame[:40])).all()
+    assert (estimator.predict(digits.images[:40] / 16) == estimator.predict(frame[:40])).all()
     with pytest.raises(SchemaError, match="must come with 'writer' and no other column, got 1 columns: 'image'"):
         fit_detector(frame, ImageConfig(group_by="writer", **fast))
     with pytest.raises(ConfigError, match="condition must be another column than split_by and group_by"):
