@@ -53,7 +53,7 @@ from .statistics import StatisticsDensity
 if TYPE_CHECKING:
     from .detector import Detector
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 GOLDEN_ROWS = 8
 MOST_GOLDEN_ROWS = 1024
 LARGEST_JSON = 64 << 20

@@ -31,22 +31,26 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.conv import ImageVAE
-from ..models.subspace import companion_statistics
+from ..models.subspace import FEATURES, companion_statistics, statistic_names
 from .attribution import DEPENDENCE, LATENT, OTHERS
 from .complexity import compressed_nats
 from .scores import SCORES, Scores, densities_of, score_rows, split_scores
 from .statistics import StatisticsDensity
 
-STATISTICS = (
-    "corrected", "kl", "complexity", "pixel_density", "pixel_residual", "edge_density", "edge_residual",
-)  # fmt: skip
-"""What the default score looks at: the corrected bound, the KL term and the compressed length, in nats; then, for the
-companions of pixels and of edges, the log density within their subspace and the log of the energy left. The first two
-are given the class, of a model that is told it."""
+OWN = ("corrected", "kl", "complexity")
+STATISTICS = (*OWN, *statistic_names(FEATURES))
+"""What the default score looks at: the corrected bound, the KL term and the compressed length, in nats; then what the
+companions say (`subspace.NAMES`). The first two are given the class, of a model that is told it."""
 IMAGE_SCORES = ("statistics", "corrected", *(name for name in SCORES if name != "ensemble"))
-COMPONENTS = 3
+COMPONENTS = ((3, 50), (12, 150))
+"""Of the density of statistics: so many at most, one for every so many held-out images; the rule that gives more."""
 PIECE = 4096
 """Images looked at together, at most: what is kept of each is k numbers."""
+
+
+def statistics_of(model: ImageVAE) -> tuple[str, ...]:
+    """Return the names of a model's statistics: `STATISTICS`, or without those of companions that it lacks."""
+    return (*OWN, *statistic_names(model.companions))
 
 
 @torch.inference_mode()
@@ -72,7 +76,8 @@ def statistics(model: ImageVAE, x: Tensor, *, noise: Tensor) -> tuple[NDArray[np
         samples.append(of_samples)
         means.append(of_samples.mean(0))
     if not means:
-        return np.empty((0, len(STATISTICS))), np.empty((len(noise), 0, len(STATISTICS)))
+        width = len(statistics_of(model))
+        return np.empty((0, width)), np.empty((len(noise), 0, width))
     return np.concatenate(means), np.concatenate(samples, 1)
 
 
@@ -140,6 +145,11 @@ def _best(model: ImageVAE, x: Tensor) -> NDArray[np.float64]:
     return torch.cat(parts).numpy() if parts else np.empty(0)
 
 
+def components_for(images: int) -> int:
+    """Return of how many components the density of so many images' statistics is."""
+    return max(1, *(min(most, images // each) for most, each in COMPONENTS))
+
+
 def fitted_density(model: ImageVAE, x: Tensor, *, noise: Tensor, seed: int) -> StatisticsDensity:
     """Return the density of the statistics of held-out normal images (v, m).
 
@@ -149,7 +159,8 @@ def fitted_density(model: ImageVAE, x: Tensor, *, noise: Tensor, seed: int) -> S
         noise: The noise of the score, (k, l).
         seed: Of the fit's start.
     """
-    return StatisticsDensity.fitted(statistics(model, x, noise=noise)[0], components=COMPONENTS, seed=seed)
+    values = statistics(model, x, noise=noise)[0]
+    return StatisticsDensity.fitted(values, components=components_for(len(values)), seed=seed)
 
 
 def image_attributions(
@@ -184,18 +195,17 @@ def statistic_attributions(
         top: Statistics to name, the costliest first.
 
     Returns:
-        n JSON lists of {"column", "nats", "value", "expected"}, where a column is a name in `STATISTICS`; then the
+        n JSON lists of {"column", "nats", "value", "expected"}, where a column is a name in `statistics_of`; then the
         other statistics together and `(dependence)`, what they tell of each other. The nats sum to the score.
     """
-    values = statistics(model, x, noise=noise)[0]
+    values, names = statistics(model, x, noise=noise)[0], statistics_of(model)
     parts, rest, expected = density.split(values)
     texts = []
     for i, chosen in enumerate(np.argsort(-parts, axis=1, kind="stable")[:, :top]):
         named: list[dict[str, Any]] = [
-            {"column": STATISTICS[j], "nats": parts[i, j], "value": values[i, j], "expected": expected[i, j]}
-            for j in chosen
+            {"column": names[j], "nats": parts[i, j], "value": values[i, j], "expected": expected[i, j]} for j in chosen
         ]
-        if len(chosen) < len(STATISTICS):
+        if len(chosen) < len(names):
             named.append({"column": OTHERS, "nats": float(np.delete(parts[i], chosen).sum())})
         texts.append(json.dumps([*named, {"column": DEPENDENCE, "nats": rest[i]}], allow_nan=False))
     return texts

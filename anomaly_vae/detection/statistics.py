@@ -36,15 +36,14 @@ class StatisticsDensity:
 
         Args:
             values: Statistics, (n, s).
-            components: Components at most; one for every 50 images.
+            components: Of the mixture.
             seed: Of the start.
         """
         from sklearn.mixture import GaussianMixture
 
         center, scale = values.mean(0), values.std(0)
         scale = np.where(scale > 1e-9 * np.maximum(1.0, np.abs(center)), scale, 1.0)
-        count = max(1, min(components, len(values) // 50))
-        mixture = GaussianMixture(count, reg_covar=1e-3, random_state=seed).fit((values - center) / scale)
+        mixture = GaussianMixture(components, reg_covar=1e-3, random_state=seed).fit((values - center) / scale)
         return cls(center, scale, np.log(mixture.weights_), mixture.means_, mixture.precisions_cholesky_)
 
     def log_prob(self, values: Array) -> Array:

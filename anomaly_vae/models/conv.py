@@ -230,7 +230,7 @@ class ImageVAE(nn.Module):
 
     Attributes:
         columns: m.
-        companions: Mixtures of Gaussians of the pixels and of their edges; none before training.
+        companions: Mixtures of Gaussians of the pixels, of their edges and tones; none before training.
 
     References:
         Kingma & Welling (2014), arXiv:1312.6114; Sohn, Lee & Yan (2015), Learning structured output representation

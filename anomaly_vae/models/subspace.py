@@ -1,8 +1,9 @@
 r"""A mixture of Gaussians in the leading principal components of images, beside the autoencoder.
 
-Two of them accompany a model of images: one of the pixels themselves, and one of `edge_energies`, how much of an edge
-of each orientation there is in each part of an image. What they say of an image, its log density within the subspace
-and the energy that the subspace leaves, are two of the statistics that the default score is a density of.
+Three of them accompany a model of images: one of the pixels themselves, one of `edge_energies`, how much of an edge of
+each orientation there is in each part of an image, and one of `tones`, how bright it is wherever that is. What they say
+of an image, the log density within the subspace and the energy that the subspace leaves, are statistics that the
+default score is a density of; of tones both together are one.
 
 Shapes: n images, m levels each, D features, d dimensions of the subspace, K classes.
 
@@ -15,8 +16,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ ENOUGH = 1e-2
 BLOCK = 128
 """Images looked at together: always so many, so that an image's bits do not depend on its company."""
 ORIENTATIONS, GRID, SIDE = 8, 7, 5
+TONES = 32
 LEAST_ENERGY = 1e-3
 
 
@@ -93,6 +95,16 @@ class SubspaceMixture(nn.Module):
         y = centred @ self.directions
         left = (centred.square().sum(1) - y.square().sum(1)).clamp(min=0).double()
         return torch.stack([torch.logsumexp(self._joint(y.double()), 1), (left + LEAST_ENERGY).log()], 1)
+
+    def density(self, x: Tensor) -> Tensor:
+        r"""Return the log density of features (n, D) of a whole block, (n, 1), float64, up to a constant.
+
+        Of what the subspace leaves, r of D - d dimensions, it is that of a direction and a scale of which nothing is
+        known, :math:`|r|^{-(D - d)}`.
+        """
+        within, left = self.statistics(x).split(1, 1)
+        features, dimensions = self.directions.shape
+        return within - 0.5 * (features - dimensions) * left
 
     def _maximise(self, y: Tensor, left: float, seed: int) -> None:
         """Set weights, centers and covariances to those of codes (n, d)."""
@@ -177,8 +189,34 @@ def _filters() -> Tensor:
     return torch.stack(made)[:, None]
 
 
-FEATURES = {"pixels": pixel_features, "edges": edge_energies}
-"""What the companions of a model of images look at."""
+def tones(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return how bright an image is, from its darkest to its brightest part, wherever these lie.
+
+    Args:
+        x: Levels, (n, m).
+        shape: (c, h, w).
+
+    Returns:
+        Features, (n, c * (TONES + 2)): of each channel the means of so many quantiles, the least and the largest level.
+    """
+    h = x.view(len(x), shape[0], -1).sort(2).values.float() / 255
+    return torch.cat([F.adaptive_avg_pool1d(h, TONES), h[:, :, :1], h[:, :, -1:]], 2).flatten(1)
+
+
+FEATURES = {"pixels": pixel_features, "edges": edge_energies, "tones": tones}
+"""What the companions of a model of images look at; models made before 0.17.0 have none of tones."""
+NAMES = {
+    "pixels": ("pixel_density", "pixel_residual"),
+    "edges": ("edge_density", "edge_residual"),
+    "tones": ("tone_density",),
+}
+"""What each companion says of an image: the log density within its subspace and the log of the energy left, or both."""
+
+
+def statistic_names(companions: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of what companions say of an image, as `companion_statistics` has it."""
+    there = set(companions)
+    return tuple(said for name in FEATURES if name in there for said in NAMES[name])
 
 
 def _blocks(x: Tensor) -> Iterator[tuple[Tensor, int]]:
@@ -195,9 +233,13 @@ def features_of(name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def companion_statistics(companions: nn.ModuleDict, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the statistics of all companions for images (n, m), (n, 2 for each), float64, as `FEATURES` has them."""
+    """Return what companions say of images (n, m), (n, s), float64, one column for each of `statistic_names`."""
     parts = []
     for block, kept in _blocks(x):
-        found = [companions[name].statistics(made(block, shape)) for name, made in FEATURES.items()]  # type: ignore[operator]
+        found = []
+        for name, made in FEATURES.items():
+            if name in companions:
+                mixture, features = cast(SubspaceMixture, companions[name]), made(block, shape)
+                found.append((mixture.density if len(NAMES[name]) == 1 else mixture.statistics)(features))
         parts.append(torch.cat(found, 1)[:kept])
-    return torch.cat(parts) if parts else torch.empty(0, 2 * len(FEATURES), dtype=torch.float64)
+    return torch.cat(parts) if parts else torch.empty(0, len(statistic_names(companions)), dtype=torch.float64)

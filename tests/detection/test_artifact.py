@@ -13,9 +13,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from anomaly_vae import Detector, TrainConfig, fit_detector
+from anomaly_vae.data.images import frame_of
 from anomaly_vae.detection.artifact import FORMAT_VERSION
 from anomaly_vae.errors import ArtifactError, OutputExistsError
-from tests.conftest import mixed_frame
+from tests.conftest import digit_images, mixed_frame
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ TAMPERINGS = {
     "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json must be a JSON object"),
     "newer": (
         lambda f: change_config(f, lambda c: c.update(format_version=99, package_version="9.0")),
-        "must be of format 6 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
+        "must be of format 7 or older, got format 99, written by anomaly-vae 9.0. Upgrade",
     ),
     "no version": (
         lambda f: change_config(f, lambda c: c.pop("format_version")),
@@ -212,4 +213,37 @@ def test_released_formats_stay_readable(name):
     assert (frozen.profile is not None) == (int(name[-1]) >= 4), "training rows are counted since format 4"
     assert (frozen.model.second is not None) == (int(name[-1]) >= 5), "there are two autoencoders since format 5"
     assert (frozen.config.marginal_weight > 0) == (int(name[-1]) >= 6), "marginals count for less since format 6"
-    assert int(name[-1]) <= FORMAT_VERSION == len(FROZEN), "each format has its frozen files"
+
+
+FROZEN_IMAGES = {
+    "images_6": (
+        "1c86abdf6e05fb8f",
+        [19.549595183108508, 14.363404853388673, 16.446875640049097, 12.635434300843617, 32.2162317872838],
+        [8, 33, 17, 39, 1],
+    ),
+    "images_7": (
+        "657e1c6a74c23157",
+        [29.396457723524364, 17.142014419447438, 19.219047243599476, 19.356280166313137, 35.27317522875552],
+        [2, 32, 20, 19, 1],
+    ),
+}
+"""As above; of 40 calibration images."""
+
+
+@pytest.mark.parametrize("name", FROZEN_IMAGES)
+def test_released_formats_of_images_stay_readable(name):
+    """Detectors of digits as 0.16.0 and 0.17.0 wrote them."""
+    digest, scores, ranks = FROZEN_IMAGES[name]
+    frozen = Detector.load(Path(__file__).parent / name)
+    out = frozen.score_frame(frame_of(digit_images()[0][200:205]), alpha=0.2, explain=8)
+    np.testing.assert_allclose(out["anomaly_score"], scores, rtol=1e-5)
+    np.testing.assert_allclose(out["p_value"] * 41, ranks)
+    assert frozen.digest.startswith(digest)
+    for text, score in zip(out["attributions"], scores, strict=True):
+        parts = {part["column"]: part["nats"] for part in json.loads(text)}
+        assert ("tone_density" in parts) == (int(name[-1]) >= 7), "tones are looked at since format 7"
+        assert sum(parts.values()) == pytest.approx(score)
+
+
+def test_each_format_has_its_frozen_files():
+    assert {int(name[-1]) for name in (FROZEN | FROZEN_IMAGES)} == set(range(1, FORMAT_VERSION + 1))

@@ -78,7 +78,7 @@ def test_samples_are_of_the_class_that_was_asked_for(labelled: pd.DataFrame, det
         detector.sample(1, given=7)
 
 
-def test_two_statistics_of_an_image_know_its_class_and_five_do_not(labelled: pd.DataFrame, detector: Detector) -> None:
+def test_two_statistics_of_an_image_know_its_class_and_six_do_not(labelled: pd.DataFrame, detector: Detector) -> None:
     frame, noise = labelled[:6], detector.noise[:4]
     own, other = (
         statistics(detector.model, detector.encode(rows), noise=noise)[0]
@@ -86,7 +86,7 @@ def test_two_statistics_of_an_image_know_its_class_and_five_do_not(labelled: pd.
     )
     assert (own[:, :2] != other[:, :2]).all()
     assert (own[:, 2:] == other[:, 2:]).all()
-    scored = detector.score_frame(frame, explain=7)
+    scored = detector.score_frame(frame, explain=8)
     for score, text in zip(scored["anomaly_score"], scored["attributions"], strict=True):
         parts = {part["column"]: part["nats"] for part in json.loads(text)}
         assert sum(parts.values()) == pytest.approx(score, abs=1e-6 * max(1, abs(score)))
@@ -181,7 +181,7 @@ def test_a_class_is_needed_and_must_be_known(labelled: pd.DataFrame, detector: D
         detector.score_frame(labelled[["image"]])
     with pytest.raises(SchemaError, match=r"the image in row .* got '8'"):
         detector.score_frame(labelled[:3].assign(digit=[0, 8, 1]))
-    with pytest.raises(SchemaError, match="no other, got 3 columns"):
+    with pytest.raises(SchemaError, match="no other column, got 3 columns"):
         fit_detector(labelled.assign(more=1), CONFIG)
     with pytest.raises(ConfigError, match="statistics must be"):
         replace(detector, statistics=None).log_likelihood(labelled[:2], kind="statistics")

@@ -16,11 +16,12 @@ from anomaly_vae import AnomalyDetector, Detector, ImageConfig, TrainConfig, fit
 from anomaly_vae.data.images import frame_of
 from anomaly_vae.detection import artifact, complexity
 from anomaly_vae.detection.adaptive import log_likelihoods
-from anomaly_vae.detection.image_scores import IMAGE_SCORES, STATISTICS, score_images, statistics
+from anomaly_vae.detection.image_scores import IMAGE_SCORES, STATISTICS, components_for, score_images, statistics
 from anomaly_vae.detection.regret import likelihood_regret
 from anomaly_vae.detection.statistics import StatisticsDensity
 from anomaly_vae.errors import ArtifactError, ConfigError, SchemaError
 from anomaly_vae.models import bounds, refinement
+from anomaly_vae.models.subspace import tones
 from anomaly_vae.options import IMAGE_SCORE_KINDS
 from tests.conftest import IMAGE_CONFIG, digit_images
 
@@ -79,6 +80,39 @@ def test_the_first_statistics_are_those_of_the_bounds(image_detector: Detector, 
     with torch.no_grad():
         t = bounds.terms(model, x, image_detector.noise[:4])
     assert values[:, STATISTICS.index("kl")] == pytest.approx(bounds.kl(t).numpy(), abs=1e-3)
+
+
+def test_tones_are_an_images_levels_in_order_wherever_they_lie() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (20, 3 * 8 * 12), dtype=np.uint8)
+    got = tones(torch.from_numpy(x), (3, 8, 12)).view(20, 3, -1)
+    ordered = np.sort(x.reshape(20, 3, 96), axis=2) / 255
+    assert got[:, :, :32].numpy() == pytest.approx(ordered.reshape(20, 3, 32, 3).mean(3), abs=1e-6)
+    assert got[:, :, 32:].numpy() == pytest.approx(ordered[:, :, [0, -1]], abs=1e-6)
+    moved = rng.permuted(x.reshape(20, 3, 96), axis=2).reshape(20, -1)
+    assert torch.equal(tones(torch.from_numpy(moved), (3, 8, 12)).view(20, 3, -1), got)
+    assert tones(torch.zeros(2, 9, dtype=torch.uint8), (1, 3, 3)).shape == (2, 34), "fewer pixels than tones"
+
+
+def test_the_density_of_tones_is_both_parts_in_one(image_detector: Detector, images) -> None:
+    model, x = image_detector.model, image_detector.encode(frame_of(images[:100]))
+    mixture, features = model.companions["tones"], tones(x, model.shape)
+    within, left = mixture.statistics(features).T
+    y = (features - mixture.mean) @ mixture.directions
+    beyond = (features - mixture.mean - y @ mixture.directions.T).square().sum(1)
+    dimensions = features.shape[1] - mixture.directions.shape[1]
+    whole = within - dimensions / 2 * (beyond.double() + 1e-3).log()
+    values = statistics(model, x, noise=image_detector.noise[:4])[0]
+    assert values[:, STATISTICS.index("tone_density")] == pytest.approx(whole.numpy(), rel=1e-4)
+    assert left.numpy() == pytest.approx((beyond.double() + 1e-3).log().numpy(), abs=1e-3)
+
+
+def test_images_at_half_contrast_are_found(image_detector: Detector, images) -> None:
+    fresh = images[-300:]
+    scores = [image_detector.score_frame(frame_of(x))["anomaly_score"] for x in (fresh, fresh // 2)]
+    assert roc_auc_score(np.arange(600) >= 300, np.concatenate(scores)) > 0.98
+    named = image_detector.score_frame(frame_of(fresh // 2), explain=1)["attributions"].map(json.loads)
+    assert np.mean([text[0]["column"] == "tone_density" for text in named]) > 0.5
 
 
 @pytest.mark.parametrize("kind", ["statistics", "corrected", "elbo"])
@@ -206,12 +240,16 @@ def test_the_density_is_the_mixture_and_its_parts_sum() -> None:
 
 def test_one_component_is_a_normal_density() -> None:
     values = np.random.default_rng(1).normal(size=(40, 2))
-    density = StatisticsDensity.fitted(values, components=5, seed=0)
-    assert len(density.means) == 1
+    density = StatisticsDensity.fitted(values, components=1, seed=0)
     z = (values - density.center) / density.scale
     covariance = np.cov(z.T, ddof=0) + 1e-3 * np.eye(2)
     wanted = multivariate_normal(z.mean(0), covariance).logpdf(z) - np.log(density.scale).sum()
     assert density.log_prob(values) == pytest.approx(wanted)
+
+
+def test_more_held_out_images_make_a_finer_density(image_detector: Detector) -> None:
+    assert [components_for(n) for n in (10, 99, 100, 180, 600, 1200, 6000)] == [1, 1, 2, 3, 4, 8, 12]
+    assert len(image_detector.statistics.means) == 3, "180 images were held out"
 
 
 def test_regret_is_positive_and_greater_for_what_was_never_seen(image_detector: Detector, images) -> None:
