@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models import bounds, kernels
+from ..models.conv import ImageVAE
 from ..models.family import Model
 from ..models.fused import FusedVAE, Rows, Scorer
 from ..models.threads import side_by_side, worth_threads
@@ -41,6 +42,8 @@ ENCODED_SAMPLES = 1 << 16
 """Rows are encoded, and log weights reduced, for so many samples at once,"""
 ENCODED_ROWS = (256, 1024)
 """or so many rows at least and at most, for what is around the products costs the same for few rows as for many."""
+IMAGE_ROWS = 32
+"""Images computed at once on a processor: more of them gain nothing, and one alone takes as long as so many."""
 FEW_ROWS = 64
 """So many rows at most are computed in a group of so many."""
 LARGEST_CHUNK = BLOCK_SAMPLES // SMALLEST_BLOCK
@@ -187,6 +190,8 @@ def _each_group(
     group that none has taken.
     """
     group = group_rows(k, x.shape[1], model.precision)
+    if isinstance(model, ImageVAE) and x.device.type == "cpu":
+        group = IMAGE_ROWS
     starts = iter(range(0, len(x), group))
     samples = min(BLOCK_SAMPLES, block_rows(k, x.shape[1]) * min(k, LARGEST_CHUNK))
     make = scorer or model.scorer

@@ -33,7 +33,7 @@ BORROWED = 100.0
 STEPS = 20
 ENOUGH = 1e-2
 """Gain in mean log density, nats, under which the fit stops."""
-BLOCK = 128
+BLOCK = 32
 """Images looked at together: always so many, so that an image's bits do not depend on its company."""
 ORIENTATIONS, GRID, SIDE = 8, 7, 5
 TONES = 32

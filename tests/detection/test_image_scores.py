@@ -18,6 +18,7 @@ from anomaly_vae.detection import artifact, complexity
 from anomaly_vae.detection.adaptive import log_likelihoods
 from anomaly_vae.detection.image_scores import IMAGE_SCORES, STATISTICS, components_for, score_images, statistics
 from anomaly_vae.detection.regret import likelihood_regret
+from anomaly_vae.detection.scores import IMAGE_ROWS
 from anomaly_vae.detection.statistics import StatisticsDensity
 from anomaly_vae.errors import ArtifactError, ConfigError, SchemaError
 from anomaly_vae.models import bounds, refinement
@@ -48,6 +49,19 @@ def test_an_image_scores_the_same_bits_in_any_company(image_detector: Detector, 
     assert (alone == all_at_once[::10]).all()
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     assert (score(x[order]) == all_at_once[order.numpy()]).all()
+
+
+def test_few_images_do_not_cost_what_many_do(image_detector: Detector, images) -> None:
+    seen: list[int] = []
+    hook = image_detector.model.encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        image_detector.score_frame(frame_of(images[:1]))
+        assert sum(seen) == IMAGE_ROWS
+        seen.clear()
+        image_detector.score_frame(frame_of(images[:70]))
+        assert sum(seen) == 3 * IMAGE_ROWS
+    finally:
+        hook.remove()
 
 
 def test_log_likelihoods_come_by_posteriors_of_their_own(image_detector: Detector, images, monkeypatch) -> None:
