@@ -204,7 +204,7 @@ def evaluate(model_uri: str, data: str, label: str, group_by: str | None, as_jso
     """Compare scores with labels: AUROC, average precision and false alarms, with 95 % intervals.
 
     Use rows that the model was not trained on. Rows of one machine, patient or writer are alike: a thousand rows of ten
-    machines say little more than ten rows do of the next machine. With --group-by intervals say that.
+    machines may say little more of the next machine than ten rows do. With --group-by intervals say how much.
 
     \b
     Example:
