@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from ..reporting import terminal
 from .shell import as_json, column_of, print_json, registered_facts, short, tell_unreadable, without
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
     from ..estimator import Elsewhere
 
@@ -69,25 +71,17 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
       anomaly-vae train scans/ --name scans --group-by patient
       anomaly-vae train normal.parquet --name pumps --engine spark --master spark://host:7077 --processes 4
     """
-    from ..data.rows import labels
     from ..serving import streams, tracking
 
     tracking.check_name(name)
     trainers = _trainers(given["engine"], given["master"], given["processes"])
     config = _settings(given, images=streams.holds_images(data))
-    label, truth = given["label"], None
-    if isinstance(config, ImageConfig):
-        read = streams.read_images(data, label=label, beside=config.beside, size=config.height_width)
-    else:
-        read = streams.read_all(data)
-    frame = without(read.frame, given["drop"])
-    if label:
-        truth, frame = labels(column_of(frame, label)), without(frame, [label])
+    label = given["label"]
+    frame, truth = _rows(data, config, label=label, drop=given["drop"])
     if isinstance(config, TrainConfig):
         # A schema printed for the whole table names the label and dropped columns too.
         kinds = {column: kind for column, kind in config.columns.items() if column not in {*given["drop"], label}}
         config = TrainConfig.from_mapping({**config.to_dict(), "columns": kinds})
-    tell_unreadable(read.errors)
     checkpoint = tracking.checkpoint_path(name, frame, config, truth)
     elsewhere = None if trainers is None else trainers(checkpoint.parent)
     if checkpoint.exists():
@@ -118,6 +112,22 @@ def train(data: str, name: str, as_json: bool, **given: Any) -> None:
         click.echo(terminal.ranking_lines(made.ranking))
     click.echo(terminal.registered_line(made.name, made.version, champion=made.champion))
     click.echo(made.uri)
+
+
+def _rows(
+    data: str, config: TrainConfig | ImageConfig, *, label: str | None, drop: Sequence[str]
+) -> tuple[pd.DataFrame, NDArray[np.bool_] | None]:
+    """Return the rows to train on, without label and dropped columns, and which are anomalous if a label says it."""
+    from ..data.rows import labels
+    from ..serving import streams
+
+    if isinstance(config, ImageConfig):
+        read = streams.read_images(data, label=label, beside=config.beside, size=config.height_width)
+    else:
+        read = streams.read_all(data)
+    tell_unreadable(read.errors)
+    frame = without(read.frame, drop)
+    return (without(frame, [label]), labels(column_of(frame, label))) if label else (frame, None)
 
 
 def _settings(given: Mapping[str, Any], *, images: bool) -> TrainConfig | ImageConfig:

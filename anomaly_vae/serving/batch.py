@@ -274,7 +274,7 @@ def evaluate_file(
         ShapeError: The rows are all of one kind, or one kind's are all of one group.
     """
     truth, score, flag, group, rows = [], [], [], [], 0
-    unknown = beyond(schema, label, group_by)
+    unseen = [label, *beyond(schema, group_by)]
     for frame in stream(source, schema, label=label, key=[group_by] if group_by else []).frames:
         if label not in frame.columns:
             raise SchemaError(
@@ -282,7 +282,7 @@ def evaluate_file(
             )
         if group_by is not None:
             group.append(group_names(frame, group_by).to_numpy(dtype=str))
-        scores = scorer.score_frame(frame.drop(columns=[*unknown, *_beside(frame, schema)]), alpha=alpha)
+        scores = scorer.score_frame(frame.drop(columns=[*unseen, *_beside(frame, schema)]), alpha=alpha)
         truth.append(labels(frame[label]))
         score.append(scores["anomaly_score"].to_numpy())
         flag.append(scores["is_anomaly"].to_numpy(dtype=bool))

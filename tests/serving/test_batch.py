@@ -259,6 +259,8 @@ def test_evaluation_of_a_file(detector: Detector, rows: pd.DataFrame, tmp_path: 
     assert got.ranking.auroc == pytest.approx(roc_auc_score(truth, scores["anomaly_score"]))
     assert got.false_alarms.count == scores["is_anomaly"][~truth].sum()
     assert (got.detections.n, got.false_alarms.n) == (10, 290)
+    with pytest.raises(SchemaError, match="leaky"):  # a column of the model's is not shown to it as a label
+        evaluate_file(detector, tmp_path / "in.csv", "leaky", schema=detector.schema)
     with pytest.raises(SchemaError, match="'worse'"):
         evaluate_file(detector, tmp_path / "in.csv", "worse", schema=detector.schema)
 
