@@ -85,8 +85,13 @@ def _several(groups: NDArray[np.str_]) -> bool:
 
 
 def _scored(fit: Fit, rows: pd.DataFrame, anomalous: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return rows that were not trained on and their scores, by what they are; none without calibration rows."""
+    """Return rows that were not trained on and their scores, by what they are; none without calibration rows.
+
+    Validation rows are not among them where the score was fitted to them: they would seem too usual.
+    """
     parts = {name: rows.iloc[fit.split[name]] for name in ("calibration", "validation")} | {"anomalous": anomalous}
+    if fit.detector.config.score_kind == "statistics":
+        del parts["validation"]
     if not len(parts["calibration"]):
         return {}
     alpha = _promised(fit.detector)

@@ -57,6 +57,14 @@ def test_a_folder_is_scored_and_the_unreadable_are_listed(place: Path) -> None:
         assert sum(part["nats"] for part in json.loads(text)) == pytest.approx(score, abs=1e-3)
 
 
+def test_images_that_the_score_was_fitted_to_are_no_test_of_the_promise(place: Path) -> None:
+    for kind, told in (("statistics", False), ("elbo", True)):
+        run(place, "train", "photos", "--name", kind, *FAST, "--set", f"score_kind={kind}")
+        figures = {path.name for path in (place / "mlruns" / "artifacts" / kind).rglob("figures/*.png")}
+        assert {"training.png", "scores.png"} <= figures
+        assert ("calibration.png" in figures) == told
+
+
 def test_sub_folders_are_held_out_whole_and_judged_as_groups(place: Path) -> None:
     images, digit = digit_images()
     for i, image in enumerate(images[:240]):
